@@ -1,0 +1,178 @@
+//! `outboxd check`: configuration, both servers, schema, grants, topics; each finding with its remedy.
+
+use super::output::{self, Format};
+use super::{Exit, File, block_on, variables};
+use crate::config::Config;
+use crate::config::route::Part;
+use crate::db::{self, DbError, Purpose};
+use crate::outbox::lane::LaneId;
+use crate::relay::leadership::Terms;
+use crate::sink::SendError;
+use crate::sink::kafka::topics::Topics;
+use crate::store::standing::{Finding, Severity};
+use crate::store::{guards, holders, standing};
+use serde::Serialize;
+
+/// One line of the report.
+#[derive(Debug, Serialize)]
+struct Line {
+    area: &'static str,
+    severity: &'static str,
+    message: String,
+    hint: Option<String>,
+}
+
+impl Line {
+    fn new(area: &'static str, severity: &'static str, message: impl Into<String>, hint: Option<String>) -> Self {
+        Self { area, severity, message: message.into(), hint }
+    }
+
+    fn is_finding(&self) -> bool {
+        matches!(self.severity, "error" | "warning")
+    }
+}
+
+pub(super) fn run(file: &File, format: Format) -> anyhow::Result<Exit> {
+    let (lines, broken) = match crate::config::load(&file.text, &variables()) {
+        Err(problems) => {
+            (problems.iter().map(|problem| Line::new("config", "error", problem.to_string(), None)).collect(), true)
+        }
+        Ok(config) => (block_on(async { Ok(look(&config).await) })?, false),
+    };
+    match format {
+        Format::Json => output::json(&lines),
+        Format::Text => output::data(&text(&lines)),
+    }
+    let found = lines.iter().any(Line::is_finding);
+    Ok(if broken {
+        Exit::Configuration
+    } else if found {
+        Exit::Findings
+    } else {
+        Exit::Done
+    })
+}
+
+fn text(lines: &[Line]) -> String {
+    let mut text = String::new();
+    for line in lines {
+        text.push_str(&format!("{:8} {:9} {}\n", line.severity, line.area, line.message));
+        if let Some(hint) = &line.hint {
+            text.push_str(&format!("                   hint: {hint}\n"));
+        }
+    }
+    let found = lines.iter().filter(|line| line.is_finding()).count();
+    text.push_str(&match found {
+        0 => "no findings\n".to_owned(),
+        1 => "1 finding\n".to_owned(),
+        n => format!("{n} findings\n"),
+    });
+    text
+}
+
+async fn look(config: &Config) -> Vec<Line> {
+    let mut lines = vec![Line::new("config", "ok", format!("{} outbox(es)", config.outboxes.len()), None)];
+    let topics = kafka(config, &mut lines).await;
+    postgres(config, topics, &mut lines).await;
+    lines
+}
+
+/// Returns the id of the cluster, if it answers.
+async fn kafka(config: &Config, lines: &mut Vec<Line>) -> Option<String> {
+    let asked = async {
+        let mut topics = Topics::new(&config.kafka, Terms::of(config.relay.lease).socket_timeout)?;
+        let cluster = topics.cluster().await?;
+        lines.push(Line::new("kafka", "ok", format!("cluster {cluster} at {}", config.kafka.brokers), None));
+        for topic in fixed_topics(config) {
+            match topics.learn(&topic).await {
+                Ok(found) => lines.push(Line::new(
+                    "kafka",
+                    "ok",
+                    format!("topic {topic}: {} partitions, takes {} bytes", found.partitions, found.limit_bytes),
+                    None,
+                )),
+                Err(error) => lines.push(Line::new("kafka", "error", error.what, error.hint)),
+            }
+        }
+        Ok::<String, SendError>(cluster)
+    };
+    match asked.await {
+        Ok(cluster) => Some(cluster),
+        Err(error) => {
+            lines.push(Line::new("kafka", "error", error.what, error.hint));
+            None
+        }
+    }
+}
+
+/// Topics whose names do not depend on events.
+fn fixed_topics(config: &Config) -> Vec<String> {
+    let routes = config.outboxes.iter().flat_map(|outbox| &outbox.routes).filter(|route| route.publish);
+    let mut topics: Vec<String> = routes
+        .filter_map(|route| match &route.topic.parts[..] {
+            [Part::Literal(topic)] => Some(topic.clone()),
+            _ => None,
+        })
+        .collect();
+    topics.sort();
+    topics.dedup();
+    topics
+}
+
+async fn postgres(config: &Config, cluster: Option<String>, lines: &mut Vec<Line>) {
+    if let Err(error) = ask_postgres(config, cluster, lines).await {
+        lines.push(Line::new("postgres", "error", error.to_string(), error.hint().map(str::to_owned)));
+    }
+}
+
+async fn ask_postgres(config: &Config, cluster: Option<String>, lines: &mut Vec<Line>) -> Result<(), DbError> {
+    let mut session = db::connect(&config.postgres.url, Purpose::Observe).await?;
+    let server = session.server.clone();
+    lines.push(Line::new(
+        "postgres",
+        "ok",
+        format!("version {} at {}, as {}", server.version / 10_000, server.host, server.role),
+        None,
+    ));
+    let names: Vec<String> = config.outboxes.iter().map(|outbox| outbox.name.as_str().to_owned()).collect();
+    let findings = standing::look(&mut session, &names).await?;
+    lines.extend(findings.iter().map(finding));
+    if findings.iter().any(|finding| finding.severity == Severity::Refuse) {
+        return Ok(()); // the cursor cannot be judged on such a schema
+    }
+    lines.push(Line::new("postgres", "ok", "schema and grants", None));
+    for outbox in &names {
+        let place = guards::place(&mut session, outbox, LaneId::FIRST).await?;
+        let saved = place.cursor.as_ref().and_then(|row| row.kafka_cluster.clone());
+        let cluster = cluster.clone().or(saved).unwrap_or_default(); // an absent cluster is a finding of its own
+        match guards::judge_place(&place, outbox, &server.role, &cluster) {
+            Ok(_) => lines.push(Line::new("postgres", "ok", cursor_words(outbox, &place), None)),
+            Err(refusal) => lines.push(Line::new("postgres", "error", refusal.message, refusal.hint)),
+        }
+    }
+    for holder in holders::look(&mut session).await?.iter().filter(|holder| holder.is_long()) {
+        let message = format!(
+            "{} of {} in {}, open for {:.0} s: its own events wait, no others",
+            holder.who, holder.role, holder.database, holder.age_seconds
+        );
+        lines.push(Line::new("postgres", "warning", message, Some("end it".to_owned())));
+    }
+    session.close().await;
+    Ok(())
+}
+
+fn cursor_words(outbox: &str, place: &guards::Place) -> String {
+    match &place.cursor {
+        Some(row) => format!("cursor of {outbox} saved at {}", row.saved_at),
+        None => format!("outbox {outbox} has no cursor yet: `outboxd run` makes it"),
+    }
+}
+
+fn finding(found: &Finding) -> Line {
+    let severity = match found.severity {
+        Severity::Refuse => "error",
+        Severity::Warn => "warning",
+        Severity::Info => "info",
+    };
+    Line::new("postgres", severity, found.message.clone(), found.hint.clone())
+}

@@ -1,0 +1,172 @@
+//! `[postgres]`: the database that holds the outbox.
+
+use std::net::IpAddr;
+
+use url::Url;
+
+use super::key::{Fallback, Form, Key, Kind};
+use super::problem::{Fault, listed};
+use super::secret::{HIDDEN, Secret};
+use super::section::Section;
+
+/// Where the database is, and as whom we come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Postgres {
+    /// Has a user and a database, and, where the host is another one, an `sslmode`.
+    pub url: Secret,
+}
+
+const URL: Key = Key {
+    name: "url",
+    doc: "A direct connection to the primary, not a pooler. TLS by the parameters `sslmode` and `sslrootcert`.",
+    kind: Kind::Value(Form::Url, Fallback::Required),
+};
+
+pub(super) const KEYS: &[Key] = &[URL];
+
+/// The modes of libpq.
+const SSL_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
+
+impl Postgres {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Option<Self> {
+        let url = section.parse(&URL, complete)?;
+        Some(Self { url: Secret::new(url) })
+    }
+}
+
+/// The address with its password hidden, as `show` prints it.
+pub(super) fn shown(text: &str) -> String {
+    complete(text).map_or_else(|_| HIDDEN.to_owned(), |url| without_password(url).into())
+}
+
+/// What a URL that does not parse usually lacks.
+const ESCAPES: &str = "in user and password, write @ : / ? # % as %40 %3A %2F %3F %23 %25";
+
+/// Checks an address and says in it what the driver is to do about TLS: an unprotected way to another
+/// host has to be asked for by name.
+fn complete(text: &str) -> Result<Url, Fault> {
+    let mut url = Url::parse(text).map_err(|error| {
+        let fault = Fault::new(format!("{} ({error})", Form::Url.expected()));
+        Fault { hint: text.contains("://").then(|| ESCAPES.to_owned()), ..fault }
+    })?;
+    if !matches!(url.scheme(), "postgres" | "postgresql") {
+        return Err(Fault::new("a URL that begins with `postgres://` or `postgresql://`"));
+    }
+    if url.username().is_empty() && parameter(&url, &["user"]).is_none() {
+        return Err(Fault::new("a URL with a user").hint("postgres://USER@host:5432/database"));
+    }
+    let names_database = !url.path().trim_matches('/').is_empty();
+    if !names_database && parameter(&url, &["dbname"]).is_none() {
+        return Err(Fault::new("a URL with a database").hint("postgres://user@host:5432/DATABASE"));
+    }
+    if host_of(&url).contains(',') {
+        return Err(Fault::new("a URL with one host").hint("name the address that follows the primary"));
+    }
+    match parameter(&url, &["sslmode", "ssl-mode"]) {
+        Some(mode) => check_ssl_mode(&mode)?,
+        None if is_local(&url) => (),
+        None => {
+            url.query_pairs_mut().append_pair("sslmode", "verify-full");
+        }
+    }
+    Ok(url)
+}
+
+fn check_ssl_mode(mode: &str) -> Result<(), Fault> {
+    let expected = || format!("`sslmode` to be one of {}", listed(SSL_MODES));
+    SSL_MODES.contains(&mode).then_some(()).ok_or_else(|| Fault::new(expected()))
+}
+
+/// The last of several, as the driver has it.
+fn parameter(url: &Url, names: &[&str]) -> Option<String> {
+    url.query_pairs().filter(|(name, _)| names.contains(&name.as_ref())).map(|(_, value)| value.into_owned()).last()
+}
+
+fn host_of(url: &Url) -> String {
+    parameter(url, &["host", "hostaddr"]).or_else(|| url.host_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// No host means the driver's own choice, which is a socket or this machine.
+fn is_local(url: &Url) -> bool {
+    let host = host_of(url);
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let is_socket = host.starts_with('/') || host.to_ascii_lowercase().starts_with("%2f");
+    let is_loopback = bare.parse().is_ok_and(|address: IpAddr| address.is_loopback());
+    host.is_empty() || host.eq_ignore_ascii_case("localhost") || is_socket || is_loopback
+}
+
+fn without_password(mut url: Url) -> Url {
+    if url.password().is_some() && url.set_password(Some(HIDDEN)).is_err() {
+        return url; // no host, so no place for a password either
+    }
+    if parameter(&url, &["password"]).is_some() {
+        let pairs: Vec<(String, String)> = url.query_pairs().into_owned().collect();
+        url.query_pairs_mut().clear().extend_pairs(pairs.iter().map(|(name, value)| match name.as_str() {
+            "password" => (name, HIDDEN),
+            _ => (name, value.as_str()),
+        }));
+    }
+    url
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_host_is_verified_unless_the_url_says_otherwise() {
+        let verified = "?sslmode=verify-full";
+        let cases = [
+            ("postgres://u@127.0.0.1:5432/shop", ""),
+            ("postgres://u@localhost/shop", ""),
+            ("postgres://u@[::1]/shop", ""),
+            ("postgresql://u@%2Fvar%2Frun%2Fpostgresql/shop", ""),
+            ("postgres:///shop?user=u", ""),
+            ("postgres:///shop?user=u&host=/tmp", ""),
+            ("postgres://u@db.example/shop", verified),
+            ("postgres://u@10.0.0.1/shop", verified),
+            ("postgres://u@[2001:db8::1]:5432/shop", verified),
+            ("postgres://u@db.example/shop?sslmode=require", ""),
+            ("postgres://u@localhost/shop?host=db.example", "&sslmode=verify-full"),
+        ];
+        for (text, added) in cases {
+            let complete = complete(text).map(String::from);
+            assert_eq!(complete, Ok(format!("{text}{added}")), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_cannot_work_is_refused_without_repeating_it() {
+        let cases = [
+            ("shop", "a URL such as"),
+            ("mysql://u@h/shop", "begins with `postgres://`"),
+            ("postgres://h/shop", "with a user"),
+            ("postgres://u@h", "with a database"),
+            ("postgres://u@h/", "with a database"),
+            ("postgres://u@h1,h2/shop", "with one host"),
+            ("postgres://u@h/shop?sslmode=on", "`sslmode` to be one of"),
+            ("postgres://u:hunter2/@h/shop", "a URL such as"),
+        ];
+        for (text, expected) in cases {
+            let fault = complete(text).unwrap_err();
+            assert!(fault.expected.contains(expected), "{text}: {fault:?}");
+            assert!(!format!("{fault:?}").contains("hunter2"), "{fault:?}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_hidden_wherever_it_stands() {
+        let cases = [
+            ("postgres://u:p@127.0.0.1/shop", "postgres://u:***@127.0.0.1/shop"),
+            ("postgres://u@127.0.0.1/shop", "postgres://u@127.0.0.1/shop"),
+            (
+                "postgres://u@127.0.0.1/shop?password=p&application_name=x",
+                "postgres://u@127.0.0.1/shop?password=***&application_name=x",
+            ),
+            ("p", "***"),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(shown(text), expected);
+        }
+    }
+}

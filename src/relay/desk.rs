@@ -1,0 +1,99 @@
+//! Where a lane keeps its status, its metrics and its heartbeat. Written by the lane and its monitor, read by `http`.
+
+use super::status::{LaneState, LaneStatus};
+use crate::source::poll::backlog::Backlog;
+use crate::telemetry::changes;
+use crate::telemetry::metrics::LaneMetrics;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Desk {
+    status: watch::Sender<LaneStatus>,
+    /// The lane's metrics.
+    pub metrics: LaneMetrics,
+    outbox: String,
+    lane: String,
+    started: Instant,
+    /// Milliseconds after `started` at which the loop last turned.
+    beat: AtomicU64,
+}
+
+impl Desk {
+    /// The desk of a lane that has not begun.
+    pub fn new(outbox: &str, lane: i16, metrics: LaneMetrics) -> Self {
+        let (status, _) = watch::channel(LaneStatus::new(outbox, lane));
+        Self {
+            status,
+            metrics,
+            outbox: outbox.to_owned(),
+            lane: lane.to_string(),
+            started: Instant::now(),
+            beat: AtomicU64::new(0),
+        }
+    }
+
+    /// Name of the outbox.
+    pub fn outbox(&self) -> &str {
+        &self.outbox
+    }
+
+    /// Number of the lane, in text.
+    pub fn lane(&self) -> &str {
+        &self.lane
+    }
+
+    /// The status now.
+    pub fn status(&self) -> LaneStatus {
+        self.status.borrow().clone()
+    }
+
+    /// Notes that the loop turns.
+    pub fn beat(&self) {
+        let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.beat.store(millis, Ordering::Relaxed);
+    }
+
+    /// For how long the loop has not turned.
+    pub fn silence(&self) -> Duration {
+        self.started.elapsed().saturating_sub(Duration::from_millis(self.beat.load(Ordering::Relaxed)))
+    }
+
+    /// Changes the state, and says so once if it is another state, or another reason for one that waits.
+    pub fn enter(&self, state: LaneState, reason: Option<String>, hint: Option<String>) {
+        let changed = self.status.send_if_modified(|status| {
+            let changed = status.state != state || status.waits_for != reason;
+            status.state = state;
+            status.ready = state.is_ready();
+            status.waits_for.clone_from(&reason);
+            status.hint.clone_from(&hint);
+            changed
+        });
+        self.metrics.ready.set(i64::from(state.is_ready()));
+        if changed {
+            changes::lane_state(
+                &self.outbox,
+                &self.lane,
+                state.name(),
+                state.weight(),
+                reason.as_deref(),
+                hint.as_deref(),
+            );
+        }
+    }
+
+    /// Changes other fields of the status.
+    pub fn note(&self, change: impl FnOnce(&mut LaneStatus)) {
+        self.status.send_modify(change);
+    }
+
+    /// Takes over what was seen of the backlog.
+    pub fn look(&self, backlog: Backlog) {
+        self.metrics.backlog.set(backlog.events);
+        self.metrics.lag.set(backlog.oldest_seconds);
+        self.note(|status| status.look(backlog));
+    }
+}

@@ -1,0 +1,98 @@
+//! Questions to the cluster, one at a time, beside the pump: about a topic, and whether the cluster is back.
+
+use super::pump::{Pending, later};
+use crate::sink::SendError;
+use crate::sink::kafka::topics::{Topic, Topics};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Between two looks whether an absent cluster is back.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// What the cluster answered.
+pub enum Answer {
+    /// About a topic.
+    Topic(String, Result<Topic, SendError>),
+    /// Whether it is back.
+    Back(bool),
+}
+
+/// See the module.
+pub struct Inquiry {
+    /// `None` while a question is under way.
+    topics: Option<Topics>,
+    /// The question under way.
+    pub asking: Pending<(Topics, Answer)>,
+    away: Option<String>,
+    probe_at: Instant,
+}
+
+impl Inquiry {
+    /// Nothing is asked yet.
+    pub fn new(topics: Topics) -> Self {
+        Self { topics: Some(topics), asking: None, away: None, probe_at: Instant::now() }
+    }
+
+    /// What is known of a topic.
+    pub fn known(&self, topic: &str) -> Option<Topic> {
+        self.topics.as_ref().and_then(|topics| topics.get(topic)).copied()
+    }
+
+    /// Whether a question is under way.
+    pub fn is_busy(&self) -> bool {
+        self.asking.is_some()
+    }
+
+    /// Asks about a topic, unless a question is under way.
+    pub fn ask_about(&mut self, topic: String) {
+        let Some(mut topics) = self.topics.take() else { return };
+        self.asking = Some(Box::pin(async move {
+            let answer = topics.learn(&topic).await;
+            (topics, Answer::Topic(topic, answer))
+        }));
+    }
+
+    /// Notes that no broker answers.
+    pub fn gone(&mut self, reason: String) {
+        self.away = Some(reason);
+        self.probe_at = later(Instant::now(), PROBE_EVERY);
+    }
+
+    /// Notes that a broker has answered.
+    pub fn back(&mut self) {
+        self.away = None;
+    }
+
+    /// Why the cluster is thought to be away.
+    pub fn away(&self) -> Option<&str> {
+        self.away.as_deref()
+    }
+
+    /// Looks whether an absent cluster is back: an idle lane has no record that would tell.
+    pub fn probe_if_due(&mut self, now: Instant) {
+        if self.away.is_none() || self.probe_at > now {
+            return;
+        }
+        let Some(topics) = self.topics.take() else { return };
+        self.asking = Some(Box::pin(async move {
+            let back = topics.cluster().await.is_ok();
+            (topics, Answer::Back(back))
+        }));
+    }
+
+    /// When [`Inquiry::probe_if_due`] has something to do.
+    pub fn next_time(&self) -> Option<Instant> {
+        (self.away.is_some() && !self.is_busy()).then_some(self.probe_at)
+    }
+
+    /// Takes an answer; hands on what it says of a topic.
+    pub fn finish(&mut self, topics: Topics, answer: Answer) -> Option<(String, Result<Topic, SendError>)> {
+        (self.topics, self.asking) = (Some(topics), None);
+        match answer {
+            Answer::Topic(topic, learnt) => return Some((topic, learnt)),
+            Answer::Back(true) => self.away = None,
+            Answer::Back(false) => self.probe_at = later(Instant::now(), PROBE_EVERY),
+        }
+        None
+    }
+}

@@ -1,0 +1,391 @@
+//! A lane from start to end: connect, pass the guards, take the lease, pump; after trouble the same again, from the saved cursor.
+//! Starting and recovering are the same code.
+
+use super::desk::Desk;
+use super::leadership::{Owner, Seat, Terms, Watch};
+use super::pump::{End, Pump, Since};
+use super::status::LaneState;
+use super::verdict::{self, Next, Trouble};
+use crate::config::Config;
+use crate::config::outbox::{Outbox, Start};
+use crate::db::{self, Purpose, Session};
+use crate::outbox::cursor::Cursor;
+use crate::outbox::lane::LaneId;
+use crate::routing::Router;
+use crate::sink::Generation;
+use crate::sink::kafka::KafkaSink;
+use crate::sink::kafka::options::{BATCH_BYTES, Care, Tuning};
+use crate::sink::kafka::topics::Topics;
+use crate::source::poll::Poll;
+use crate::source::poll::pace::PageSize;
+use crate::store::cursor::{self, Acquired, Beginning, Claim, Lease};
+use crate::store::guards::{self, Note, Place, Refusal};
+use crate::store::standing;
+use crate::telemetry::changes;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// How often a standby looks whether the lease is free.
+const STANDBY_LOOK: Duration = Duration::from_secs(1);
+/// Longest sleep without a heartbeat.
+const TICK: Duration = Duration::from_secs(1);
+/// A session that lived this long was a good one: the back-off starts anew.
+const GOOD_SESSION: Duration = Duration::from_secs(10);
+/// A page takes at most this share of what may be in flight; with one page read ahead and one being read, memory stays within twice the bound.
+const PAGE_SHARE: usize = 4;
+
+/// One lane of one outbox.
+pub struct Lane {
+    config: Arc<Config>,
+    outbox: Outbox,
+    lane: LaneId,
+    router: Router,
+    desk: Arc<Desk>,
+    refusal: watch::Receiver<Option<Refusal>>,
+    stop: CancellationToken,
+    terms: Terms,
+    owner: Option<(Seat, Owner)>,
+    watch: Watch,
+    generation: Generation,
+    batch_bytes: usize,
+    careful_events: usize,
+    suspects_batch: bool,
+    failures: u32,
+}
+
+/// How a lane ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// All that was sent is settled and saved.
+    Clean,
+    /// The grace period was not enough.
+    Unsettled,
+}
+
+/// What a session works with.
+struct Parts {
+    writer: Session,
+    reader: Session,
+    topics: Topics,
+    claim: Claim,
+}
+
+impl Lane {
+    /// Prepares a lane; nothing is connected yet.
+    pub fn new(
+        config: Arc<Config>,
+        outbox: Outbox,
+        lane: LaneId,
+        desk: Arc<Desk>,
+        refusal: watch::Receiver<Option<Refusal>>,
+        stop: CancellationToken,
+    ) -> Self {
+        let (router, terms) = (Router::compile(&outbox), Terms::of(config.relay.lease));
+        Self {
+            config,
+            outbox,
+            lane,
+            router,
+            desk,
+            refusal,
+            stop,
+            terms,
+            owner: None,
+            watch: Watch::default(),
+            generation: Generation::FIRST,
+            batch_bytes: BATCH_BYTES,
+            careful_events: 0,
+            suspects_batch: false,
+            failures: 0,
+        }
+    }
+
+    /// Works until it is told to stop. Whatever Postgres or Kafka do, it goes on, and says why it does not get on.
+    pub async fn run(mut self) -> Ended {
+        let ended = loop {
+            let began = Instant::now();
+            match self.session().await {
+                Ok(ended) => break ended,
+                Err(trouble) => {
+                    if began.elapsed() > GOOD_SESSION {
+                        self.failures = 0;
+                    }
+                    self.learn_from(&trouble);
+                    if !self.wait_after(&trouble).await {
+                        break Ended::Clean; // nothing is in flight between two sessions
+                    }
+                    self.failures = self.failures.saturating_add(1);
+                }
+            }
+        };
+        self.desk.enter(LaneState::Stopped, None, None);
+        ended
+    }
+
+    /// One session, from connecting to the first trouble or to the end.
+    async fn session(&mut self) -> Result<Ended, Trouble> {
+        let Some(parts) = self.unless_stopped(Self::gather).await? else { return Ok(Ended::Clean) };
+        let mut parts = parts;
+        let Some((lease, cursor)) = self.lead(&mut parts).await? else { return Ok(Ended::Clean) };
+        changes::lease_acquired(self.desk.outbox(), self.desk.lane(), lease.epoch().get(), &cursor.to_string());
+        self.desk.metrics.leader.set(1);
+        self.desk.note(|status| (status.epoch, status.cursor) = (Some(lease.epoch().get()), Some(cursor.to_string())));
+        let end = self.pump(parts, lease, cursor).await;
+        self.desk.metrics.leader.set(0);
+        self.desk.note(|status| status.epoch = None);
+        match end {
+            End::Drained => Ok(Ended::Clean),
+            End::GraceOver => Ok(Ended::Unsettled),
+            End::Trouble(trouble) => Err(trouble),
+        }
+    }
+
+    /// Phase 1: a pair of connections to one primary, the guards, a client of the cluster that the cursor belongs to.
+    async fn gather(&mut self) -> Result<Parts, Trouble> {
+        let url = self.config.postgres.url.clone();
+        let mut writer = db::connect(&url, Purpose::Write).await.map_err(Trouble::Db)?;
+        let findings = standing::look(&mut writer, std::slice::from_ref(&self.outbox.name.as_str().to_owned()))
+            .await
+            .map_err(Trouble::Db)?;
+        if let Some(refusal) = findings.iter().find_map(standing::Finding::refusal) {
+            return Err(Trouble::Refused(refusal));
+        }
+        self.desk.beat();
+        let topics = Topics::new(&self.config.kafka, self.terms.socket_timeout).map_err(Trouble::Send)?;
+        let cluster = topics.cluster().await.map_err(Trouble::Send)?;
+        self.desk.beat();
+        let (_, note) = self.pass_guards(&mut writer, &cluster).await?;
+        self.say(note);
+        let reader = db::connect(&url, Purpose::Read).await.map_err(Trouble::Db)?;
+        if !reader.server.is_same_place(&writer.server) {
+            return Err(Trouble::Displaced);
+        }
+        let claim = self.claim(&writer, cluster);
+        Ok(Parts { writer, reader, topics, claim })
+    }
+
+    async fn pass_guards(&mut self, writer: &mut Session, cluster: &str) -> Result<(Place, Note), Trouble> {
+        let name = self.outbox.name.as_str();
+        let place = guards::place(writer, name, self.lane).await.map_err(Trouble::Db)?;
+        let note = guards::judge_place(&place, name, &writer.server.role, cluster).map_err(Trouble::Refused)?;
+        if place.cursor.is_none() {
+            self.begin(writer, &place).await?;
+        }
+        Ok((place, note))
+    }
+
+    fn say(&self, note: Note) {
+        let moved = |what| changes::moved(self.desk.outbox(), self.desk.lane(), what);
+        match note {
+            Note::AsBefore => {}
+            Note::Moved => moved("another system identifier, cursor intact: upgraded or moved; run ANALYZE"),
+            Note::FailedOver => moved("another timeline: failed over; the cursor is read again"),
+        }
+    }
+
+    /// The first cursor of an outbox. The first one on the table needs no `start`: nothing was published yet.
+    async fn begin(&self, writer: &mut Session, place: &Place) -> Result<(), Trouble> {
+        let name = self.outbox.name.as_str();
+        let beginning = match self.outbox.start {
+            Some(Start::Earliest) => Beginning::Earliest,
+            Some(Start::Latest) => Beginning::Latest,
+            None if !place.others => Beginning::Earliest,
+            None => {
+                let message = format!("outbox {name} has no cursor, and others have: a new one, or a renamed one?");
+                let hint =
+                    "say `start = \"earliest\"` or `start = \"latest\"` in its [[outbox]], or give it the old name"
+                        .to_owned();
+                return Err(Trouble::Refused(Refusal { message, hint: Some(hint) }));
+            }
+        };
+        cursor::begin(writer, name, self.lane, beginning).await.map_err(Trouble::Db)?;
+        changes::cursor_begun(
+            name,
+            self.desk.lane(),
+            if beginning == Beginning::Earliest { "earliest" } else { "latest" },
+        );
+        Ok(())
+    }
+
+    fn claim(&mut self, writer: &Session, kafka_cluster: String) -> Claim {
+        let outbox = self.outbox.name.as_str().to_owned();
+        let seat = Seat {
+            system_id: writer.server.system_id,
+            database_oid: writer.server.database_oid.0,
+            outbox: outbox.clone(),
+            lane: self.lane.get(),
+        };
+        let kept = self.owner.take().filter(|(kept, _)| *kept == seat);
+        let (seat, owner) = kept.unwrap_or_else(|| {
+            let owner = Owner::find(&self.config.relay.state, &seat);
+            if let Some(warning) = &owner.warning {
+                changes::finding(
+                    self.desk.outbox(),
+                    warning,
+                    Some("give each relay a writable folder of its own in relay.state"),
+                );
+            }
+            (seat, owner)
+        });
+        let claim = Claim { outbox, lane: self.lane, owner: owner.id.clone(), ttl: self.terms.ttl, kafka_cluster };
+        self.owner = Some((seat, owner));
+        claim
+    }
+
+    /// Phase 2: the lease, for which a standby waits. `None` when told to stop.
+    async fn lead(&mut self, parts: &mut Parts) -> Result<Option<(Lease, Cursor)>, Trouble> {
+        loop {
+            let (place, _) = self.pass_guards(&mut parts.writer, &parts.claim.kafka_cluster).await?;
+            let row = place.cursor.as_ref();
+            let until = row.and_then(|row| row.lease_until.clone());
+            let unchanged = self.watch.is_unchanged(until.as_deref(), Instant::now(), self.terms);
+            if cursor::is_free(&place, &parts.claim, unchanged) {
+                let outlived = row.and_then(|row| row.owner.as_deref()).is_some_and(|owner| owner != parts.claim.owner);
+                let seen = until.as_deref().filter(|_| unchanged);
+                if let Acquired::Held(lease, cursor) =
+                    cursor::acquire(&mut parts.writer, &parts.claim, seen).await.map_err(Trouble::Row)?
+                {
+                    return if outlived { self.hold(parts, lease, cursor).await } else { Ok(Some((lease, cursor))) };
+                }
+            } else {
+                let holder = row.and_then(|row| row.owner.as_deref()).unwrap_or("nobody");
+                let reason =
+                    format!("another relay ({holder}) holds the lease of {}/{}", self.desk.outbox(), self.desk.lane());
+                self.desk.enter(LaneState::Standby, Some(reason), None);
+            }
+            if !self.sleep(STANDBY_LOOK).await {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// After an expired lease: nothing is sent until nothing of the earlier holder can be under way. The lease is renewed meanwhile.
+    async fn hold(
+        &self,
+        parts: &mut Parts,
+        mut lease: Lease,
+        cursor: Cursor,
+    ) -> Result<Option<(Lease, Cursor)>, Trouble> {
+        let reason =
+            format!("the relay before this one vanished; sending in {}", humantime::format_duration(self.terms.hold));
+        self.desk.enter(LaneState::Holding, Some(reason), None);
+        let until = Instant::now().checked_add(self.terms.hold);
+        while let Some(rest) =
+            until.map(|until| until.saturating_duration_since(Instant::now())).filter(|rest| !rest.is_zero())
+        {
+            if !self.sleep(rest.min(self.terms.renew_every)).await {
+                cursor::release(&mut parts.writer, lease).await.map_err(Trouble::Db)?;
+                return Ok(None);
+            }
+            match cursor::save(&mut parts.writer, &mut lease, &cursor).await.map_err(Trouble::Db)? {
+                cursor::Saved::Renewed => {}
+                cursor::Saved::Fenced => return Err(Trouble::Fenced),
+                cursor::Saved::Displaced => return Err(Trouble::Displaced),
+            }
+        }
+        Ok(Some((lease, cursor)))
+    }
+
+    /// Phase 3: read, send, settle, save.
+    async fn pump(&mut self, parts: Parts, lease: Lease, cursor: Cursor) -> End {
+        let care = if self.careful_events > 0 { Care::Alone } else { Care::Batched };
+        let tuning = Tuning { batch_bytes: self.batch_bytes, care, socket_timeout: self.terms.socket_timeout };
+        self.generation = self.generation.next();
+        let in_flight = &self.config.relay.in_flight;
+        let sink = match KafkaSink::new(&self.config.kafka, tuning, in_flight.size_bytes, self.generation) {
+            Ok(sink) => sink,
+            Err(error) => return End::Trouble(Trouble::Send(error)),
+        };
+        let poll =
+            Poll::new(parts.reader, PageSize::new(in_flight.events / PAGE_SHARE, in_flight.size_bytes / PAGE_SHARE));
+        let since = Since { careful_events: self.careful_events, failures: self.failures };
+        let pump = Pump::new(
+            &self.config.relay,
+            &self.router,
+            &self.desk,
+            self.terms,
+            sink,
+            parts.topics,
+            (parts.writer, lease),
+            &cursor,
+            since,
+        );
+        let (end, open_events) = pump.run(poll, cursor, &mut self.refusal, &self.stop).await;
+        if let End::Trouble(Trouble::Send(error)) = &end
+            && error.is_rejection()
+        {
+            self.careful_events = open_events.max(1);
+            self.suspects_batch = error.code.starts_with("Message"); // too large: the record, or the batch it was in
+        }
+        end
+    }
+
+    fn learn_from(&mut self, trouble: &Trouble) {
+        match verdict::judge(trouble).next {
+            Next::Again | Next::Carefully => {}
+            Next::Smaller(bytes) => self.batch_bytes = bytes,
+            Next::Normally => {
+                self.careful_events = 0;
+                if std::mem::take(&mut self.suspects_batch) {
+                    self.batch_bytes = (self.batch_bytes / 2).max(1_024); // every event passed alone: it was the batch
+                }
+            }
+        }
+        if matches!(trouble, Trouble::Fenced) {
+            self.owner = self.owner.take().map(|(seat, owner)| (seat, owner.renewed()));
+        }
+    }
+
+    /// Says what is wrong and waits as long as the verdict says. `false` when told to stop.
+    async fn wait_after(&mut self, trouble: &Trouble) -> bool {
+        let verdict = verdict::judge(trouble);
+        let reason = chain(trouble);
+        self.desk.metrics.session_ended(verdict.kind);
+        if verdict.wait.is_some() {
+            self.desk.enter(verdict.state, Some(reason.clone()), verdict.hint);
+        }
+        self.desk.note(|status| status.last_error = Some(reason));
+        match verdict.wait {
+            Some(backoff) => self.sleep(backoff.pause(self.failures, rand::random())).await,
+            None => !self.stop.is_cancelled(),
+        }
+    }
+
+    /// Sleeps with a beating heart; `false` when told to stop.
+    async fn sleep(&self, mut rest: Duration) -> bool {
+        while !rest.is_zero() {
+            let step = rest.min(TICK);
+            self.desk.beat();
+            if self.stop.run_until_cancelled(tokio::time::sleep(step)).await.is_none() {
+                return false;
+            }
+            rest = rest.saturating_sub(step);
+        }
+        !self.stop.is_cancelled()
+    }
+
+    async fn unless_stopped<T>(
+        &mut self,
+        step: impl AsyncFnOnce(&mut Self) -> Result<T, Trouble>,
+    ) -> Result<Option<T>, Trouble> {
+        let stop = self.stop.clone();
+        stop.run_until_cancelled(step(self)).await.transpose()
+    }
+}
+
+/// An error and its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let words = next.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        cause = next.source();
+    }
+    text
+}

@@ -1,0 +1,96 @@
+//! Looks on, on a connection of its own: backlog and open transactions often, the standing guards every minute.
+
+use super::desk::Desk;
+use crate::config::secret::Secret;
+use crate::db::{self, DbError, Purpose, Session};
+use crate::outbox::lane::LaneId;
+use crate::source::poll::backlog;
+use crate::store::guards::Refusal;
+use crate::store::{holders, standing};
+use crate::telemetry::changes;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// How often backlog and open transactions are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often the standing guards are.
+const GUARD_EVERY: Duration = Duration::from_secs(60);
+/// After an error the lane is in the same trouble, and says so; this only looks again.
+const AFTER_ERROR: Duration = Duration::from_secs(2);
+
+/// One lane's monitor.
+pub struct Monitor {
+    /// Where Postgres is.
+    pub url: Secret,
+    /// Where to put what is seen.
+    pub desk: Arc<Desk>,
+    /// What a standing guard says that stops the lane.
+    pub refusal: watch::Sender<Option<Refusal>>,
+    /// The lane.
+    pub lane: LaneId,
+}
+
+impl Monitor {
+    /// Looks for ever; ends only by being aborted.
+    pub async fn run(self) {
+        let mut said = HashSet::new();
+        loop {
+            if let Err(error) = self.watch(&mut said).await {
+                tracing::debug!(outbox = self.desk.outbox(), %error, "monitor looks again");
+            }
+            tokio::time::sleep(AFTER_ERROR).await;
+        }
+    }
+
+    async fn watch(&self, said: &mut HashSet<String>) -> Result<(), DbError> {
+        let mut session = db::connect(&self.url, Purpose::Observe).await?;
+        let mut guarded: Option<Instant> = None;
+        loop {
+            if guarded.is_none_or(|at| at.elapsed() >= GUARD_EVERY) {
+                self.guard(&mut session, said).await?;
+                guarded = Some(Instant::now());
+            }
+            if self.refusal.borrow().is_none() {
+                self.desk.look(backlog::look(&mut session, self.desk.outbox(), self.lane).await?);
+                self.holders(&mut session, said).await?;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn guard(&self, session: &mut Session, said: &mut HashSet<String>) -> Result<(), DbError> {
+        let findings = standing::look(session, &[self.desk.outbox().to_owned()]).await?;
+        let refusal = findings.iter().find_map(standing::Finding::refusal);
+        self.refusal.send_if_modified(|current| std::mem::replace(current, refusal.clone()) != refusal);
+        for finding in findings.iter().filter(|finding| finding.refusal().is_none()) {
+            if said.insert(finding.message.clone()) {
+                changes::finding(self.desk.outbox(), &finding.message, finding.hint.as_deref());
+            }
+        }
+        Ok(())
+    }
+
+    async fn holders(&self, session: &mut Session, said: &mut HashSet<String>) -> Result<(), DbError> {
+        let holders = holders::look(session).await?;
+        let long: Vec<_> = holders.iter().filter(|holder| holder.is_long()).collect();
+        for holder in &long {
+            if said.insert(format!("{} {}", holder.database, holder.who)) {
+                changes::holder(self.desk.outbox(), &holder.who, &holder.role, &holder.database, holder.age_seconds);
+            }
+        }
+        let words = |holder: &&holders::Holder| {
+            let age = humantime::format_duration(Duration::from_secs_f64(holder.age_seconds.max(0.0).round()));
+            let kind = if holder.prepared { " (prepared)" } else { "" };
+            format!(
+                "{} of {} in {}{kind}, {age}: its own events wait, no others; end it",
+                holder.who, holder.role, holder.database
+            )
+        };
+        let open = long.iter().map(words).collect();
+        self.desk.note(|status| status.open_transactions = open);
+        Ok(())
+    }
+}

@@ -1,0 +1,181 @@
+//! The writer's connection of a session and what it is used for: saving the cursor, renewing the lease, and the flush barrier.
+//! One statement at a time; the pump goes on meanwhile.
+
+use super::leadership::Terms;
+use super::pump::{Pending, later};
+use super::verdict::Trouble;
+use crate::db::{DbError, Session};
+use crate::outbox::cursor::Cursor;
+use crate::outbox::lsn::Lsn;
+use crate::source::poll::flush;
+use crate::store::cursor::{self, Lease, Saved};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Between two looks at the flushed WAL. After the second one a commit of our own makes it so: another's open transaction can hold it back for long.
+const FLUSH_LOOK: Duration = Duration::from_millis(3);
+const FLUSH_LOOKS: u32 = 2;
+
+/// The connection and the lease that it renews.
+pub type Writer = (Session, Lease);
+
+/// What a statement brought.
+pub enum Done {
+    /// A save.
+    Saved(Result<Saved, DbError>, Cursor),
+    /// A look at the flushed WAL.
+    Flushed(Result<Option<Lsn>, DbError>),
+}
+
+/// When a save is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    /// Events are in flight, or may come at once.
+    Flowing,
+    /// Nothing is in flight, and nothing to read.
+    AtRest,
+    /// The lane stops, and nothing is in flight.
+    Stopping,
+}
+
+/// See the module.
+pub struct Saving {
+    terms: Terms,
+    save_every: Duration,
+    writer: Option<Writer>,
+    /// The statement under way, with the connection in it.
+    pub working: Pending<(Writer, Done)>,
+    flushed: Option<Lsn>,
+    flush_looks: u32,
+    flush_at: Instant,
+    fence_at: Instant,
+    renew_at: Instant,
+    saved_at: Instant,
+    /// Events were settled that the row does not know.
+    unsaved: bool,
+}
+
+impl Saving {
+    /// Takes over the connection on which the lease was acquired.
+    pub fn new(writer: Writer, terms: Terms, save_every: Duration) -> Self {
+        let (now, renewed) = (Instant::now(), writer.1.renewed());
+        Self {
+            terms,
+            save_every,
+            writer: Some(writer),
+            working: None,
+            flushed: None,
+            flush_looks: 0,
+            flush_at: now,
+            fence_at: later(renewed, terms.fence),
+            renew_at: later(renewed, terms.renew_every),
+            saved_at: now,
+            unsaved: false,
+        }
+    }
+
+    /// From this moment nothing may be sent, unless the lease is renewed before.
+    pub fn fence_at(&self) -> Instant {
+        self.fence_at
+    }
+
+    /// Notes that events were settled.
+    pub fn events_settled(&mut self) {
+        self.unsaved = true;
+    }
+
+    /// Whether the row says all that is settled, and no statement is under way.
+    pub fn is_done(&self) -> bool {
+        !self.unsaved && self.writer.is_some()
+    }
+
+    /// Whether the WAL is on disk up to `place`, as far as is known.
+    pub fn has_flushed(&self, place: Option<Lsn>) -> bool {
+        place.is_none_or(|place| self.flushed >= Some(place))
+    }
+
+    /// Begins to wait for the WAL anew: the first look is due at once.
+    pub fn expect_flush(&mut self) {
+        (self.flush_looks, self.flush_at) = (0, Instant::now());
+    }
+
+    /// Starts the statement that is due, if the connection is free.
+    pub fn start(&mut self, position: &Cursor, urgency: Urgency, needs_wal: Option<Lsn>) {
+        let Some((mut session, mut lease)) = self.writer.take() else { return };
+        let (now, waits) = (Instant::now(), !self.has_flushed(needs_wal));
+        if self.save_due_at(urgency) <= now || waits && self.flush_looks >= FLUSH_LOOKS {
+            (self.unsaved, self.flush_looks) = (false, 0);
+            let position = position.clone();
+            self.working = Some(Box::pin(async move {
+                let result = cursor::save(&mut session, &mut lease, &position).await;
+                ((session, lease), Done::Saved(result, position))
+            }));
+        } else if waits && self.flush_at <= now {
+            self.working = Some(Box::pin(async move {
+                let result = flush::reached(&mut session).await;
+                ((session, lease), Done::Flushed(result))
+            }));
+        } else {
+            self.writer = Some((session, lease));
+        }
+    }
+
+    /// When the next save is due: it renews the lease too.
+    ///
+    /// | | due |
+    /// |---|---|
+    /// | events settled since the last save, and more flowing | `save_every` after it |
+    /// | the same, at rest | a tenth of that |
+    /// | the same, stopping | at once |
+    /// | otherwise | when the lease is to be renewed |
+    fn save_due_at(&self, urgency: Urgency) -> Instant {
+        let pause = match urgency {
+            Urgency::Flowing => self.save_every,
+            Urgency::AtRest => self.save_every / 10,
+            Urgency::Stopping => Duration::ZERO,
+        };
+        if self.unsaved { later(self.saved_at, pause).min(self.renew_at) } else { self.renew_at }
+    }
+
+    /// When [`Saving::start`] has something to do; `None` while a statement is under way.
+    pub fn next_time(&self, urgency: Urgency, needs_wal: Option<Lsn>) -> Option<Instant> {
+        let flush = (!self.has_flushed(needs_wal)).then_some(self.flush_at);
+        self.writer.as_ref().map(|_| self.save_due_at(urgency).min(flush.unwrap_or(self.renew_at)))
+    }
+
+    /// Takes the connection back from a statement; the saved position if it was a save.
+    pub fn finish(&mut self, writer: Writer, done: Done) -> Result<Option<Cursor>, Trouble> {
+        let renewed = writer.1.renewed();
+        (self.writer, self.working) = (Some(writer), None);
+        match done {
+            Done::Saved(result, position) => {
+                self.saved_at = Instant::now();
+                match result.inspect_err(|_| self.unsaved = true).map_err(Trouble::Db)? {
+                    Saved::Renewed => {}
+                    Saved::Fenced => return Err(Trouble::Fenced),
+                    Saved::Displaced => return Err(Trouble::Displaced),
+                }
+                (self.fence_at, self.renew_at) =
+                    (later(renewed, self.terms.fence), later(renewed, self.terms.renew_every));
+                Ok(Some(position))
+            }
+            Done::Flushed(result) => {
+                self.flushed = self.flushed.max(result.map_err(Trouble::Db)?);
+                self.flush_looks = self.flush_looks.saturating_add(1);
+                self.flush_at = later(Instant::now(), FLUSH_LOOK);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Waits for the statement under way, which has a limit of its own, and gives the connection back.
+    pub async fn end(mut self) -> (Option<Writer>, bool) {
+        if let Some(working) = self.working.take() {
+            let (writer, done) = working.await;
+            if self.finish(writer, done).is_err() {
+                self.unsaved = true;
+            }
+        }
+        (self.writer, self.unsaved)
+    }
+}

@@ -1,0 +1,213 @@
+//! A record: what is sent to Kafka, and the names of its headers. Pure.
+
+use super::{Rejection, rule, template};
+use crate::config::route::{Route, Timestamp, Value};
+use crate::outbox::event::Event;
+use serde::Deserializer;
+use serde::de::{MapAccess, Visitor};
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+
+/// The headers that each record carries; an entry of the event's `headers` may not bear one of these names.
+pub const OWN_HEADERS: [&str; 6] = ["id", "type", "aggregate-type", "aggregate-id", "sequence", "previous-event-id"];
+
+/// What is sent to Kafka. Borrows from its event where it can: the producer copies it once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record<'e> {
+    /// A legal topic name.
+    pub topic: Cow<'e, str>,
+    /// Decides the partition.
+    pub key: Cow<'e, str>,
+    /// `None` is a tombstone.
+    pub value: Option<&'e [u8]>,
+    /// In order; `None` is a null header.
+    pub headers: Vec<(Cow<'e, str>, Option<Cow<'e, str>>)>,
+    /// Milliseconds since 1970; `None` leaves it to the producer.
+    pub timestamp_ms: Option<i64>,
+}
+
+impl Record<'_> {
+    /// Bytes of key, value and headers.
+    pub fn size_bytes(&self) -> usize {
+        let headers: usize =
+            self.headers.iter().map(|(name, value)| name.len() + value.as_ref().map_or(0, |value| value.len())).sum();
+        self.key.len() + self.value.map_or(0, <[u8]>::len) + headers
+    }
+}
+
+/// Makes the record that a route asks for.
+///
+/// # Errors
+/// A template cannot be filled, the topic is not allowed, or a header's name is ours.
+pub fn shape<'e>(route: &'e Route, event: &'e Event) -> Result<Record<'e>, Rejection> {
+    let topic = template::fill(&route.topic, event, "topic")?;
+    check_topic(&topic, route)?;
+    let value = match route.value {
+        Value::Payload => event.payload.as_deref(),
+    };
+    let timestamp_ms = match route.timestamp {
+        Timestamp::CreatedAt => Some(millis(event)?),
+        Timestamp::None => None,
+    };
+    Ok(Record {
+        topic,
+        key: template::fill(&route.key, event, "key")?,
+        value,
+        headers: headers(route, event)?,
+        timestamp_ms,
+    })
+}
+
+fn headers<'e>(route: &'e Route, event: &'e Event) -> Result<Vec<(Cow<'e, str>, Option<Cow<'e, str>>)>, Rejection> {
+    let mut headers = Vec::with_capacity(6 + route.headers.len());
+    let mut own = |name: &'static str, value: Cow<'e, str>| headers.push((Cow::Borrowed(name), Some(value)));
+    own("id", Cow::Owned(event.event_id.to_string()));
+    own("type", Cow::Borrowed(&event.event_type));
+    own("aggregate-type", Cow::Borrowed(&event.aggregate_type));
+    own("aggregate-id", Cow::Borrowed(&event.aggregate_id));
+    if let Some(sequence) = event.sequence {
+        own("sequence", Cow::Owned(sequence.to_string()));
+    }
+    if let Some(previous) = event.previous_event_id {
+        own("previous-event-id", Cow::Owned(previous.to_string()));
+    }
+    for (name, value) in &route.headers {
+        headers.push((Cow::Borrowed(name), Some(template::fill(value, event, "header")?)));
+    }
+    for (name, value) in entries(event)? {
+        if OWN_HEADERS.contains(&name.as_str()) {
+            return Err(Rejection {
+                code: "reserved_header",
+                reason: format!("the event's headers hold `{name}`, a name of the record's own"),
+                hint: "rename it",
+            });
+        }
+        headers.push((Cow::Owned(name), value.map(Cow::Owned)));
+    }
+    Ok(headers)
+}
+
+/// One entry of the event's headers, as text.
+///
+/// # Errors
+/// The headers are not a JSON object.
+pub fn header_text(event: &Event, name: &str) -> Result<Option<String>, Rejection> {
+    Ok(entries(event)?.into_iter().find(|(found, _)| found == name).and_then(|(_, value)| value))
+}
+
+/// The entries of the event's headers in their order: text as it is, `null` as a null header, the rest as compact JSON.
+fn entries(event: &Event) -> Result<Vec<(String, Option<String>)>, Rejection> {
+    let Some(text) = &event.headers else { return Ok(Vec::new()) };
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let entries = deserializer.deserialize_map(Entries).map_err(|_| bad_headers())?;
+    entries.into_iter().map(|(name, value)| Ok((name, header_value(value.get())?))).collect()
+}
+
+fn header_value(json: &str) -> Result<Option<String>, Rejection> {
+    match json.bytes().next() {
+        Some(b'"') => serde_json::from_str(json).map(Some).map_err(|_| bad_headers()),
+        Some(b'n') => Ok(None),
+        _ => Ok(Some(compact(json))),
+    }
+}
+
+/// Takes the blanks out that stand between the tokens of a JSON text. Numbers stay as they are: a number type would change some.
+fn compact(json: &str) -> String {
+    let (mut quoted, mut escaped) = (false, false);
+    let keep = |c: &char| {
+        let blank = !quoted && c.is_ascii_whitespace();
+        if *c == '"' && !escaped {
+            quoted = !quoted;
+        }
+        escaped = quoted && *c == '\\' && !escaped;
+        !blank
+    };
+    json.chars().filter(keep).collect()
+}
+
+struct Entries;
+
+impl<'de> Visitor<'de> for Entries {
+    type Value = Vec<(String, &'de RawValue)>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(entry) = map.next_entry()? {
+            entries.push(entry);
+        }
+        Ok(entries)
+    }
+}
+
+fn bad_headers() -> Rejection {
+    Rejection {
+        code: "bad_headers",
+        reason: "the event's headers are not a JSON object".to_owned(),
+        hint: "write an object of names and texts",
+    }
+}
+
+/// Kafka's rule for names: `[a-zA-Z0-9._-]`, 1 to 249 of them, not `.` or `..`.
+pub fn is_legal_topic(name: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    !name.is_empty() && name.len() <= 249 && name != "." && name != ".." && name.bytes().all(legal)
+}
+
+fn check_topic(topic: &str, route: &Route) -> Result<(), Rejection> {
+    if !is_legal_topic(topic) {
+        let reason =
+            "the topic's template gives a name that Kafka does not allow (1 to 249 of a-z A-Z 0-9 . _ -)".to_owned();
+        return Err(Rejection { code: "illegal_topic", reason, hint: "give such events a route with a fixed topic" });
+    }
+    if !rule::any(&route.topics, topic) {
+        let reason = format!("topic `{topic}` is not among the route's `topics`");
+        return Err(Rejection {
+            code: "foreign_topic",
+            reason,
+            hint: "add it to the list, or give such events a route of their own",
+        });
+    }
+    Ok(())
+}
+
+fn millis(event: &Event) -> Result<i64, Rejection> {
+    let millis = event.created_at.0.div_euclid(1_000);
+    if millis < 0 {
+        let reason = "the event's created_at lies before 1970, which Kafka does not take as a timestamp".to_owned();
+        return Err(Rejection { code: "bad_timestamp", reason, hint: "correct the column" });
+    }
+    Ok(millis)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn header_values_keep_their_text() {
+        let table = [
+            (r#""a\nb""#, Some("a\nb")),
+            ("null", None),
+            ("12345678901234567890.10", Some("12345678901234567890.10")),
+            ("true", Some("true")),
+            (r#"{"a b": [1, 2.50, "x \" y"]}"#, Some(r#"{"a b":[1,2.50,"x \" y"]}"#)),
+        ];
+        for (json, text) in table {
+            assert_eq!(header_value(json).unwrap().as_deref(), text, "{json}");
+        }
+    }
+
+    #[test]
+    fn kafka_decides_which_topic_names_are_legal() {
+        for good in ["a", "outbox.event.Order", "A-1_b", &"x".repeat(249)] {
+            assert!(is_legal_topic(good), "{good}");
+        }
+        for bad in ["", ".", "..", "a b", "é", "a/b", &"x".repeat(250)] {
+            assert!(!is_legal_topic(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Error code to kind, here and nowhere else. Sources: `rdkafka.h`, the protocol's list of errors, and KIP-360 for the fatal ones.
+
+use crate::sink::{SendError, SendErrorKind};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+
+/// Classifies an error of librdkafka. What is not listed is the environment's: it waits, visibly, and is never taken for the record's fault.
+pub fn classify(code: Code) -> SendErrorKind {
+    match code {
+        Code::MessageSizeTooLarge
+        | Code::InvalidTopic
+        | Code::MessageBatchTooLarge
+        | Code::InvalidTimestamp
+        | Code::PolicyViolation
+        | Code::InvalidRecord => SendErrorKind::Rejection,
+        Code::InvalidDifferentRecord | Code::PurgeQueue | Code::PurgeInflight => SendErrorKind::NotMine,
+        Code::Fatal
+        | Code::GaplessGuarantee
+        | Code::Inconsistent
+        | Code::OutOfOrderSequenceNumber
+        | Code::InvalidProducerEpoch
+        | Code::UnknownProducerId
+        | Code::State => SendErrorKind::Fatal,
+        Code::Fenced | Code::ProducerFenced => SendErrorKind::Fenced,
+        _ => SendErrorKind::Environment,
+    }
+}
+
+/// Describes an error with what it was about.
+pub fn describe(about: &str, error: &KafkaError) -> SendError {
+    let code = error.rdkafka_error_code();
+    let kind = code.map_or(SendErrorKind::Environment, classify);
+    let what = match code {
+        Some(code) => format!("{about}: {} ({code:?})", plain(code)),
+        None => format!("{about}: {error}"),
+    };
+    SendError {
+        kind,
+        code: code.map_or_else(|| "client".to_owned(), |code| format!("{code:?}")),
+        what,
+        hint: code.and_then(hint).map(str::to_owned),
+    }
+}
+
+/// librdkafka's words, without its prefixes.
+fn plain(code: Code) -> String {
+    let text = code.to_string();
+    text.split_once(": ").map_or(text.clone(), |(_, rest)| rest.to_owned())
+}
+
+fn hint(code: Code) -> Option<&'static str> {
+    Some(match code {
+        Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => {
+            "create the topic, or set `kafka.create_topics`; outboxd goes on by itself"
+        }
+        Code::TopicAuthorizationFailed
+        | Code::ClusterAuthorizationFailed
+        | Code::TransactionalIdAuthorizationFailed => {
+            "allow the user of outboxd Write and Describe on the topic (and IdempotentWrite on the cluster before Kafka 3)"
+        }
+        Code::SaslAuthenticationFailed | Code::Authentication | Code::UnsupportedSASLMechanism => {
+            "check `sasl.mechanisms`, `sasl.username` and `sasl.password` in [kafka.properties]"
+        }
+        Code::SSL => "check `security.protocol` and `ssl.ca.location` in [kafka.properties]",
+        Code::BrokerTransportFailure | Code::AllBrokersDown | Code::Resolve => {
+            "check `kafka.brokers`, the brokers and the network; outboxd goes on by itself"
+        }
+        Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => {
+            "raise `max.message.bytes` of the topic, or write smaller events"
+        }
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_the_records_own_fault_is_a_rejection() {
+        let table = [
+            (Code::MessageSizeTooLarge, SendErrorKind::Rejection),
+            (Code::InvalidTopic, SendErrorKind::Rejection),
+            (Code::PolicyViolation, SendErrorKind::Rejection),
+            (Code::InvalidRecord, SendErrorKind::Rejection),
+            (Code::InvalidTimestamp, SendErrorKind::Rejection),
+            (Code::UnknownTopicOrPartition, SendErrorKind::Environment),
+            (Code::TopicAuthorizationFailed, SendErrorKind::Environment),
+            (Code::BrokerTransportFailure, SendErrorKind::Environment),
+            (Code::MessageTimedOut, SendErrorKind::Environment),
+            (Code::ThrottlingQuotaExceeded, SendErrorKind::Environment),
+            (Code::PurgeInflight, SendErrorKind::NotMine),
+            (Code::InvalidDifferentRecord, SendErrorKind::NotMine),
+            (Code::OutOfOrderSequenceNumber, SendErrorKind::Fatal),
+            (Code::GaplessGuarantee, SendErrorKind::Fatal),
+            (Code::ProducerFenced, SendErrorKind::Fenced),
+            (Code::Unknown, SendErrorKind::Environment),
+        ];
+        for (code, kind) in table {
+            assert_eq!(classify(code), kind, "{code:?}");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! One producer of a lane: sends in the order of the calls, is purged, dropped and rebuilt. Never retries a record by itself.
+
+pub mod error;
+pub mod options;
+pub mod report;
+pub mod topics;
+
+use super::{Generation, Report, SendError, SendErrorKind, Sent, Token};
+use crate::config::kafka::Kafka;
+use crate::routing::Rejection;
+use crate::routing::record::Record;
+use options::Tuning;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer, PurgeConfig, ThreadedProducer};
+use report::{Context, Reports};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Sends records with one idempotent producer.
+pub struct KafkaSink {
+    producer: ThreadedProducer<Context>,
+    reports: Arc<Reports>,
+    tuning: Tuning,
+    generation: Generation,
+}
+
+impl std::fmt::Debug for KafkaSink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KafkaSink")
+            .field("generation", &self.generation)
+            .field("tuning", &self.tuning)
+            .finish_non_exhaustive()
+    }
+}
+
+/// librdkafka's count of a record beside key, value and headers; a batch adds 61 more.
+const RECORD_OVERHEAD_BYTES: usize = 36;
+const BATCH_OVERHEAD_BYTES: usize = 61;
+
+/// Refuses a record that the topic cannot take, before it travels: in flight its failure would let later records of its stream pass.
+///
+/// # Errors
+/// The record is larger than the topic's limit for a batch.
+pub fn fits(record: &Record<'_>, topic: topics::Topic) -> Result<(), Rejection> {
+    let size = RECORD_OVERHEAD_BYTES.saturating_add(record.size_bytes()).saturating_add(BATCH_OVERHEAD_BYTES);
+    if size <= topic.limit_bytes {
+        return Ok(());
+    }
+    let reason =
+        format!("the record has {size} bytes, topic {} takes {} (max.message.bytes)", record.topic, topic.limit_bytes);
+    Err(Rejection {
+        code: "too_large",
+        reason,
+        hint: "raise `max.message.bytes` of the topic; outboxd goes on by itself",
+    })
+}
+
+impl KafkaSink {
+    /// Starts a producer. It connects by itself; nothing is awaited here.
+    ///
+    /// # Errors
+    /// A property that librdkafka does not take.
+    pub fn new(
+        config: &Kafka,
+        tuning: Tuning,
+        in_flight_bytes: usize,
+        generation: Generation,
+    ) -> Result<Self, SendError> {
+        let reports = Arc::new(Reports::default());
+        let properties = options::producer(config, tuning, in_flight_bytes);
+        let producer = properties
+            .create_with_context(Context::new(Arc::clone(&reports)))
+            .map_err(|failure| error::describe("kafka.properties", &failure))?;
+        Ok(Self { producer, reports, tuning, generation })
+    }
+
+    /// Under which its tokens are made.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// How it was set up.
+    pub fn tuning(&self) -> Tuning {
+        self.tuning
+    }
+
+    /// Queues a record behind all that were queued before. The producer copies it.
+    ///
+    /// # Errors
+    /// The producer will not take this record at all.
+    pub fn send(&self, record: &Record<'_>, token: Token) -> Result<Sent, SendError> {
+        let mut base =
+            BaseRecord::with_opaque_to(&record.topic, token.0).key(record.key.as_bytes()).headers(headers(record));
+        base.payload = record.value;
+        base.timestamp = record.timestamp_ms;
+        match self.producer.send(base) {
+            Ok(()) => Ok(Sent::Queued),
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => Ok(Sent::Full),
+            Err((failure, _)) => Err(error::describe(&format!("topic {}", record.topic), &failure)),
+        }
+    }
+
+    /// Waits until there are reports. Cancel-safe.
+    pub async fn rung(&self) {
+        self.reports.rung().await;
+    }
+
+    /// Moves the reports that have come into `reports`, which it empties first.
+    pub fn take(&self, reports: &mut Vec<Report>) {
+        self.reports.take(reports);
+    }
+
+    /// Ends the producer: takes what is queued back, waits up to `patience` for what is under way, and returns the last reports.
+    pub async fn close(self, patience: Duration) -> Vec<Report> {
+        let Self { producer, reports, .. } = self;
+        let deadline = Instant::now().checked_add(patience);
+        let joined = tokio::task::spawn_blocking(move || {
+            producer.purge(PurgeConfig::default().queue());
+            let rest = deadline.map_or(patience, |deadline| deadline.saturating_duration_since(Instant::now()));
+            if producer.flush(rest).is_err() {
+                producer.purge(PurgeConfig::default().queue().inflight());
+            }
+            drop(producer); // joins its thread, which has then made every report
+        });
+        if let Err(broken) = joined.await
+            && let Ok(payload) = broken.try_into_panic()
+        {
+            std::panic::resume_unwind(payload);
+        }
+        let mut last = Vec::new();
+        reports.take(&mut last);
+        last
+    }
+}
+
+fn headers(record: &Record<'_>) -> OwnedHeaders {
+    let empty = OwnedHeaders::new_with_capacity(record.headers.len());
+    record.headers.iter().fold(empty, |headers, (key, value)| headers.insert(Header { key, value: value.as_deref() }))
+}
+
+impl SendError {
+    /// Whether the cause lies with one record.
+    pub fn is_rejection(&self) -> bool {
+        self.kind == SendErrorKind::Rejection
+    }
+}

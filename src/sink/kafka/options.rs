@@ -1,0 +1,142 @@
+//! Configuration to librdkafka properties. Those that the promises rest on are set here and cannot be configured.
+
+use crate::config::kafka::Kafka;
+use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
+use std::time::Duration;
+
+/// How a producer is set up beyond the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuning {
+    /// At most the smallest `max.message.bytes` of the topics: the broker's limit is per batch, so small records in a big batch fail too.
+    pub batch_bytes: usize,
+    /// One record per batch and one batch at a time, to find the one that fails.
+    pub care: Care,
+    /// The client's own limit for an answer; it shows a black hole, and bounds what a fenced producer may still have under way.
+    pub socket_timeout: Duration,
+}
+
+/// How many records travel together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Care {
+    /// As many as fit.
+    Batched,
+    /// Each alone.
+    Alone,
+}
+
+/// librdkafka's default.
+pub const BATCH_BYTES: usize = 1_000_000;
+
+const OWNED: [(&str, &str, &str); 10] = [
+    ("enable.idempotence", "true", "without it one retry re-orders"),
+    ("enable.gapless.guarantee", "true", "a permanent error stops the producer: later records do not pass"),
+    ("acks", "all", "a record counts when all in-sync replicas have it"),
+    ("message.timeout.ms", "0", "a time-out would be a hole in the order"),
+    ("partitioner", "murmur2_random", "a key lands where a Java producer puts it"),
+    ("message.max.bytes", "1000000000", "the topic's own limit is checked before a record is queued"),
+    ("queue.buffering.max.messages", "100000", "behind relay.in_flight, so never the bound that bites"),
+    ("allow.auto.create.topics", "false", "a producer's default is true: a row must not make topics"),
+    ("topic.metadata.propagation.max.ms", "300000", "a gap in the metadata is no missing topic"),
+    ("retry.backoff.max.ms", "1000", "so that sending goes on soon when a broker is back"),
+];
+
+/// What the user may override.
+const DEFAULTS: [(&str, &str); 5] = [
+    ("linger.ms", "2"),
+    ("compression.type", "lz4"),
+    ("reconnect.backoff.max.ms", "1000"),
+    ("batch.num.messages", "10000"),
+    ("client.id", "outboxd"),
+];
+
+/// Properties for asking about the cluster and its topics.
+pub fn client(config: &Kafka, socket_timeout: Duration) -> ClientConfig {
+    let mut properties = ClientConfig::new();
+    properties.set_log_level(RDKafkaLogLevel::Info);
+    properties.set("client.id", "outboxd").set("reconnect.backoff.max.ms", "1000");
+    for (name, value) in config.properties.iter().filter(|(name, _)| !is_for_producing(name)) {
+        properties.set(name, value.expose());
+    }
+    properties.set("bootstrap.servers", &config.brokers);
+    properties.set("allow.auto.create.topics", "false");
+    properties.set("socket.timeout.ms", socket_timeout.as_millis().to_string());
+    properties
+}
+
+/// Properties of a lane's producer. `in_flight_bytes` is what the relay lets wait; the queue is larger, so it never is the bound that bites.
+pub fn producer(config: &Kafka, tuning: Tuning, in_flight_bytes: usize) -> ClientConfig {
+    let mut properties = client(config, tuning.socket_timeout);
+    for (name, value) in DEFAULTS {
+        properties.set(name, value);
+    }
+    for (name, value) in &config.properties {
+        properties.set(name, value.expose());
+    }
+    for (name, value, _) in OWNED {
+        properties.set(name, value);
+    }
+    let timeout = tuning.socket_timeout.as_millis().to_string();
+    let batch_bytes = configured_batch(config).map_or(tuning.batch_bytes, |wanted| wanted.min(tuning.batch_bytes));
+    let queue_kbytes = (in_flight_bytes / 1024).saturating_mul(2).clamp(65_536, 2_097_151);
+    properties.set("bootstrap.servers", &config.brokers);
+    properties.set("socket.timeout.ms", &timeout);
+    properties.set("request.timeout.ms", &timeout);
+    properties.set("queue.buffering.max.kbytes", queue_kbytes.to_string());
+    properties.set("batch.size", batch_bytes.to_string());
+    properties.set("max.in.flight", if tuning.care == Care::Alone { "1" } else { "5" }); // 5 is the most that idempotence allows
+    if tuning.care == Care::Alone {
+        properties.set("batch.num.messages", "1");
+    }
+    properties
+}
+
+fn configured_batch(config: &Kafka) -> Option<usize> {
+    config.properties.iter().find(|(name, _)| name == "batch.size").and_then(|(_, value)| value.expose().parse().ok())
+}
+
+/// Properties that an asking client would warn about.
+fn is_for_producing(name: &str) -> bool {
+    ["linger.ms", "batch.", "compression.", "queue.buffering.", "sticky."].iter().any(|prefix| name.starts_with(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::secret::Secret;
+
+    fn kafka(properties: &[(&str, &str)]) -> Kafka {
+        let properties =
+            properties.iter().map(|(name, value)| ((*name).to_owned(), Secret::new((*value).to_owned()))).collect();
+        Kafka { brokers: "127.0.0.1:9092".to_owned(), properties, create_topics: None }
+    }
+
+    const PLAIN: Tuning =
+        Tuning { batch_bytes: BATCH_BYTES, care: Care::Batched, socket_timeout: Duration::from_secs(10) };
+
+    #[test]
+    fn what_the_promises_rest_on_cannot_be_configured() {
+        let config = kafka(&[("acks", "1"), ("partitioner", "random"), ("linger.ms", "20")]);
+        let properties = producer(&config, PLAIN, 32 << 20);
+        for (name, value, _) in OWNED {
+            assert_eq!(properties.get(name), Some(value), "{name}");
+        }
+        assert_eq!(properties.get("linger.ms"), Some("20"));
+    }
+
+    #[test]
+    fn a_careful_producer_sends_one_record_at_a_time() {
+        let properties =
+            producer(&kafka(&[("batch.num.messages", "500")]), Tuning { care: Care::Alone, ..PLAIN }, 32 << 20);
+        assert_eq!((properties.get("max.in.flight"), properties.get("batch.num.messages")), (Some("1"), Some("1")));
+    }
+
+    #[test]
+    fn librdkafka_takes_all_of_it() {
+        for care in [Care::Batched, Care::Alone] {
+            producer(&kafka(&[("batch.size", "5000")]), Tuning { care, ..PLAIN }, 1 << 40)
+                .create_native_config()
+                .unwrap();
+        }
+    }
+}

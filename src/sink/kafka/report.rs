@@ -1,0 +1,108 @@
+//! Delivery callback to the lane. Runs on the producer's own thread and never blocks: it appends to a list that the lane takes whole.
+//!
+//! The list is bounded by the ledger: there is at most one report per record under way.
+
+use super::error;
+use crate::sink::{Report, SendErrorKind, Token};
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Message};
+use rdkafka::producer::{NoCustomPartitioner, ProducerContext};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::Notify;
+
+/// The list and the bell beside it.
+#[derive(Debug, Default)]
+pub struct Reports {
+    list: Mutex<Vec<Report>>,
+    bell: Notify,
+}
+
+impl Reports {
+    fn push(&self, report: Report) {
+        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = list.is_empty();
+        list.push(report);
+        drop(list);
+        if first {
+            self.bell.notify_one(); // one ring for all that come until the lane looks
+        }
+    }
+
+    /// Moves what has come into `reports`, which it empties first.
+    pub fn take(&self, reports: &mut Vec<Report>) {
+        reports.clear();
+        std::mem::swap(&mut *self.list.lock().unwrap_or_else(PoisonError::into_inner), reports);
+    }
+
+    /// Waits until something has come. Cancel-safe.
+    pub async fn rung(&self) {
+        self.bell.notified().await;
+    }
+}
+
+/// What librdkafka calls back.
+#[derive(Clone, Debug)]
+pub struct Context {
+    reports: Arc<Reports>,
+}
+
+impl Context {
+    /// Calls back into `reports`.
+    pub fn new(reports: Arc<Reports>) -> Self {
+        Self { reports }
+    }
+}
+
+impl ProducerContext<NoCustomPartitioner> for Context {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, token: usize) {
+        let token = Token(token);
+        self.reports.push(match result {
+            Ok(_) => Report::Delivered(token),
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::DuplicateSequenceNumber), _)) => {
+                Report::Delivered(token)
+            } // stored by an earlier try
+            Err((failure, message)) => {
+                Report::Failed(token, error::describe(&format!("topic {}", message.topic()), failure))
+            }
+        });
+    }
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
+    }
+
+    fn error(&self, failure: KafkaError, reason: &str) {
+        let described = error::describe("kafka", &failure);
+        match (described.kind, failure.rdkafka_error_code()) {
+            (SendErrorKind::Fatal | SendErrorKind::Fenced, _) => self.reports.push(Report::Broken(described)),
+            (
+                _,
+                Some(
+                    RDKafkaErrorCode::AllBrokersDown
+                    | RDKafkaErrorCode::Resolve
+                    | RDKafkaErrorCode::SSL
+                    | RDKafkaErrorCode::Authentication,
+                ),
+            ) => {
+                self.reports.push(Report::Away(described.what));
+            }
+            _ => tracing::debug!(code = described.code, reason, "librdkafka reports"),
+        }
+    }
+}
+
+/// librdkafka's own lines. They repeat with each try to connect, so all but the gravest are for `debug`; the lane says once what they mean.
+pub fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
+            tracing::warn!(target: "librdkafka", facility, "{message}")
+        }
+        _ => tracing::debug!(target: "librdkafka", facility, "{message}"),
+    }
+}

@@ -1,0 +1,135 @@
+//! How long to sleep between two reads, and how much to ask for. Pure.
+
+use crate::config::relay::Poll;
+use std::time::Duration;
+
+/// Adapts the pause between reads to the traffic.
+#[derive(Debug)]
+pub struct Pace {
+    bounds: Poll,
+    pause: Duration,
+}
+
+/// What a read brought, as far as the pace needs to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Traffic {
+    /// There is more to read at once.
+    More,
+    /// Events came.
+    Some,
+    /// None came.
+    None,
+}
+
+impl Pace {
+    /// Starts as if there were traffic.
+    pub fn new(bounds: Poll) -> Self {
+        Self { pause: bounds.min, bounds }
+    }
+
+    /// The pause before the next read.
+    ///
+    /// | traffic | pause |
+    /// |---|---|
+    /// | more | none |
+    /// | some | `poll.min` |
+    /// | none | doubled, up to `poll.max` |
+    pub fn after(&mut self, traffic: Traffic) -> Duration {
+        self.pause = match traffic {
+            Traffic::More => return Duration::ZERO,
+            Traffic::Some => self.bounds.min,
+            Traffic::None => self.pause.saturating_mul(2).min(self.bounds.max),
+        };
+        self.pause
+    }
+}
+
+/// How many rows to ask for, so that a page stays within its share of the memory budget.
+#[derive(Debug)]
+pub struct PageSize {
+    most_rows: usize,
+    budget_bytes: usize,
+    average_bytes: usize,
+    largest_bytes: usize,
+}
+
+/// Events whose size is not known yet are taken for this large: more than most are, so that the first page stays small.
+const FIRST_GUESS_BYTES: usize = 8 * 1024;
+
+impl PageSize {
+    /// A page of at most `most_rows` rows and about `budget_bytes` bytes.
+    pub fn new(most_rows: usize, budget_bytes: usize) -> Self {
+        Self { most_rows: most_rows.max(1), budget_bytes, average_bytes: FIRST_GUESS_BYTES, largest_bytes: 0 }
+    }
+
+    /// Rows to ask for.
+    pub fn rows(&self) -> usize {
+        (self.budget_bytes / self.average_bytes.max(1)).clamp(1, self.most_rows)
+    }
+
+    /// The bytes above which the server should cut the page, if a page of large events could pass the budget.
+    pub fn cut_bytes(&self) -> Option<usize> {
+        (self.rows().saturating_mul(self.largest_bytes) > self.budget_bytes.saturating_mul(2))
+            .then_some(self.budget_bytes)
+    }
+
+    /// The bytes above which the reader itself stops taking rows: only the first meeting with large events gets here.
+    pub fn stop_bytes(&self) -> usize {
+        self.budget_bytes.saturating_mul(2)
+    }
+
+    /// Learns from what was received. The largest size is forgotten slowly: large events come in groups.
+    pub fn received(&mut self, rows: usize, bytes: usize, largest_bytes: usize) {
+        if let Some(average) = bytes.checked_div(rows) {
+            self.average_bytes = average.max(1);
+            self.largest_bytes = largest_bytes.max(self.largest_bytes / 16 * 15);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn polls_often_under_traffic_and_rarely_when_idle() {
+        let mut pace = Pace::new(Poll { min: Duration::from_millis(2), max: Duration::from_millis(9) });
+        let steps = [
+            (Traffic::None, 4),
+            (Traffic::None, 8),
+            (Traffic::None, 9),
+            (Traffic::None, 9),
+            (Traffic::More, 0),
+            (Traffic::Some, 2),
+            (Traffic::None, 4),
+        ];
+        for (traffic, millis) in steps {
+            assert_eq!(pace.after(traffic), Duration::from_millis(millis), "{traffic:?}");
+        }
+    }
+
+    #[test]
+    fn a_page_follows_the_size_of_the_events() {
+        let mut size = PageSize::new(5_000, 8 << 20);
+        assert_eq!(size.rows(), 1_024); // a guess of 8 KiB each
+        size.received(1_000, 300_000, 400);
+        assert_eq!((size.rows(), size.cut_bytes()), (5_000, None));
+        size.received(5_000, 5_000 * 10_000, 10_000);
+        assert_eq!((size.rows(), size.cut_bytes()), (838, None));
+        size.received(838, 18_380_000, 10 << 20); // one of 10 MiB among them
+        assert_eq!((size.rows(), size.cut_bytes()), (382, Some(8 << 20)));
+        size.received(0, 0, 0);
+        assert_eq!(size.rows(), 382);
+        for _ in 0..300 {
+            size.received(382, 382 * 300, 400);
+        }
+        assert_eq!((size.rows(), size.cut_bytes()), (5_000, None));
+    }
+
+    #[test]
+    fn a_page_holds_at_least_one_event() {
+        let mut size = PageSize::new(0, 1_000);
+        size.received(1, 1 << 30, 1 << 30);
+        assert_eq!(size.rows(), 1);
+    }
+}

@@ -1,0 +1,184 @@
+//! The statements that read windows and pages, and row to [`Event`]: the other half of `outbox/cursor.rs`.
+//!
+//! One statement is one snapshot: split one and events are lost. All variants of the reading statements are composed here.
+//! Each odd part has a measured reason:
+//!
+//! * `union all`: in one branch, `order by id limit` walked the primary key through all delivered rows.
+//! * A range with an unknown bound (`xid < xmax(now)`, `x <= xid <= x`) is estimated at 0.5 % whatever the statistics say;
+//!   `xid = any(…)` made a full scan of a table that was filled by few large transactions.
+//! * `offset 0` in the lateral and around the union: fences; without them the planner finds a way round the sort of ids.
+//! * Ids first, whole rows joined back by primary key: whole rows would be sorted on disk. Nothing is converted below the `limit`.
+//! * A page looks at a bounded range of ids: the last page of a window would filter everything newer.
+//! * The flags come from one materialised row: as expressions of the select list they would be computed for every event.
+
+use crate::db::Answered;
+use crate::outbox::event::{Event, EventId, Micros, RowId};
+use crate::outbox::lsn::Lsn;
+use crate::outbox::snapshot::{Snapshot, SnapshotError};
+use crate::outbox::stream::Sequence;
+use sqlx::postgres::PgRow;
+use sqlx::{Row, ValueRef};
+use uuid::Uuid;
+
+/// The columns of an event, in the order in which [`event`] reads them.
+const COLUMNS: &str = "id, created_at, sequence, event_id, previous_event_id, aggregate_type, aggregate_id, event_type, payload, payload_bytes, nullif(headers, '{}') as headers";
+
+// Which server answered; how far its WAL has come, taken in this statement and so after its snapshot.
+const FLAGS: &str = "
+    standby, pid, timeline, needs_wal, flushed";
+
+const FLAGS_CTE: &str = "flags as materialized (
+      select pg_is_in_recovery() as standby, pg_backend_pid() as pid,
+             case when not pg_is_in_recovery() then substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end as timeline,
+             case when not pg_is_in_recovery() then pg_current_wal_insert_lsn()::text end as needs_wal,
+             case when not pg_is_in_recovery() then pg_current_wal_flush_lsn()::text end as flushed)";
+
+/// Keeps rows while the bytes of those before them are within `$budget`, so always the first. `pg_column_size` would be the compressed size.
+const WEIGHT: &str = "coalesce(octet_length(payload_bytes), octet_length(payload::text), 0)";
+
+/// Opens a window. `$1` S, `$2` n, with `cut` also `$3` bytes. Returns up to n + 1 events, or one row without an event.
+pub fn first(cut: bool) -> String {
+    let rows = "w join outbox.events using (id)";
+    let (rows, is_cut) = if cut { (weighed(rows, "$3"), "is_cut") } else { (format!("({rows})"), "false as is_cut") };
+    format!(
+        "with now as materialized (select pg_current_snapshot() as s),
+     late as materialized (  -- in progress at S, ended since
+       select x from now, pg_snapshot_xip($1::text::pg_snapshot) as x where pg_visible_in_snapshot(x, now.s)),
+     w as materialized (  -- ids only
+       select id from (
+         select id from outbox.events
+          where xid >= pg_snapshot_xmax($1::text::pg_snapshot) and xid < (select pg_snapshot_xmax(s) from now)
+          union all
+         select r.id from late cross join lateral (
+           select id from outbox.events where xid >= late.x and xid <= late.x offset 0) r offset 0) i
+        order by id limit $2::bigint + 1),
+     {FLAGS_CTE}
+select {FLAGS}, now.s::text as seen, pg_current_xact_id_if_assigned() is null as clean, {is_cut}, {COLUMNS}
+  from flags cross join now left join {rows} on true order by id"
+    )
+}
+
+/// Reads on in an open window. `$1` after, `$2` S, `$3` T, `$4` n, `$5` bound, with `cut` also `$6` bytes.
+pub fn page(cut: bool) -> String {
+    let rows = "(select * from outbox.events
+         where id > $1 and id <= $5 and pg_visible_in_snapshot(xid, $3::text::pg_snapshot) and not pg_visible_in_snapshot(xid, $2::text::pg_snapshot)
+         order by id limit $4::bigint) p";
+    let (rows, is_cut) = if cut { (weighed(rows, "$6"), "is_cut") } else { (rows.to_owned(), "false as is_cut") };
+    format!(
+        "with {FLAGS_CTE}\nselect {FLAGS}, null::text as seen, true as clean, {is_cut}, {COLUMNS}\n  from flags left join {rows} on true order by id"
+    )
+}
+
+fn weighed(rows: &str, budget: &str) -> String {
+    format!(
+        "(select * from (select *, sum(weight) over (order by id) - weight < {budget}::bigint as kept, sum(weight) over () >= {budget}::bigint as is_cut
+            from (select *, {WEIGHT} as weight from {rows}) weighed) summed where kept) q"
+    )
+}
+
+/// The last id of the window that ends at `$1`; once per large window.
+pub const UPTO: &str = "
+    select coalesce((select max(id) from outbox.events where pg_visible_in_snapshot(xid, $1::text::pg_snapshot)), 0) as upto,
+           pg_is_in_recovery() as standby, pg_backend_pid() as pid,
+           case when not pg_is_in_recovery() then substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end as timeline";
+
+/// The first id beyond `$1`: ids can have gaps of any size.
+pub const BEYOND: &str = "
+    select (select min(id) from outbox.events where id > $1) as beyond,
+           pg_is_in_recovery() as standby, pg_backend_pid() as pid,
+           case when not pg_is_in_recovery() then substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end as timeline";
+
+/// What a reading statement says beside its events.
+#[derive(Debug)]
+pub struct Flags {
+    /// Which server answered.
+    pub answered: Answered,
+    /// The WAL's end after the snapshot was taken; `None` on a standby.
+    pub needs_wal: Option<Lsn>,
+    /// Up to where the WAL was on disk.
+    pub flushed: Option<Lsn>,
+    /// The statement's snapshot; `None` for a page.
+    pub seen: Option<Result<Snapshot, SnapshotError>>,
+    /// The statement's transaction had no id of its own.
+    pub clean: bool,
+    /// The server cut the answer at the budget.
+    pub cut: bool,
+}
+
+/// Reads the flags, which are the same in every row of an answer.
+///
+/// # Errors
+/// A column is missing or of another type.
+pub fn flags(row: &PgRow) -> Result<Flags, sqlx::Error> {
+    let seen: Option<&str> = row.try_get("seen")?;
+    Ok(Flags {
+        answered: answered(row)?,
+        needs_wal: crate::db::lsn(row, "needs_wal")?,
+        flushed: crate::db::lsn(row, "flushed")?,
+        seen: seen.map(Snapshot::parse),
+        clean: row.try_get("clean")?,
+        cut: row.try_get::<Option<bool>, _>("is_cut")?.unwrap_or(false),
+    })
+}
+
+/// Reads which server answered.
+///
+/// # Errors
+/// A column is missing or of another type.
+pub fn answered(row: &PgRow) -> Result<Answered, sqlx::Error> {
+    Ok(Answered { standby: row.try_get("standby")?, pid: row.try_get("pid")?, timeline: row.try_get("timeline")? })
+}
+
+/// Where the first column of an event stands in an answer: behind five flags and three of the snapshot.
+const EVENT_AT: usize = 8;
+
+/// Reads an event; `None` if the row carries only flags.
+///
+/// # Errors
+/// A column is missing or of another type.
+pub fn event(row: &PgRow) -> Result<Option<Event>, sqlx::Error> {
+    let Some(id): Option<i64> = row.try_get(EVENT_AT)? else { return Ok(None) };
+    let payload = match jsonb(row, EVENT_AT + 8)? {
+        Some(text) => Some(text),
+        None => row.try_get::<Option<Vec<u8>>, _>(EVENT_AT + 9)?,
+    };
+    let headers = jsonb(row, EVENT_AT + 10)?
+        .map(String::from_utf8)
+        .transpose()
+        .map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+    Ok(Some(Event {
+        id: RowId::new(id),
+        created_at: micros(row, EVENT_AT + 1)?,
+        sequence: row.try_get::<Option<i64>, _>(EVENT_AT + 2)?.and_then(Sequence::new),
+        event_id: EventId::new(row.try_get::<Uuid, _>(EVENT_AT + 3)?),
+        previous_event_id: row.try_get::<Option<Uuid>, _>(EVENT_AT + 4)?.map(EventId::new),
+        aggregate_type: row.try_get(EVENT_AT + 5)?,
+        aggregate_id: row.try_get(EVENT_AT + 6)?,
+        event_type: row.try_get(EVENT_AT + 7)?,
+        payload,
+        headers,
+    }))
+}
+
+/// The text of a jsonb, as bytes: in binary format it is a version byte, always 1, and the text (`jsonb_send`).
+fn jsonb(row: &PgRow, index: usize) -> Result<Option<Vec<u8>>, sqlx::Error> {
+    let value = row.try_get_raw(index)?;
+    if value.is_null() {
+        return Ok(None);
+    }
+    let bytes = value.as_bytes().map_err(sqlx::Error::Decode)?;
+    match bytes.split_first() {
+        Some((1, text)) => Ok(Some(text.to_vec())),
+        _ => Err(sqlx::Error::Decode("expected jsonb in binary format, version 1".into())),
+    }
+}
+
+/// From 2000-01-01, where Postgres counts from, back to 1970-01-01.
+const EPOCH_MICROS: i64 = 946_684_800_000_000;
+
+/// A timestamptz in binary format: microseconds since 2000-01-01 as a big-endian number.
+fn micros(row: &PgRow, index: usize) -> Result<Micros, sqlx::Error> {
+    let bytes = row.try_get_raw(index)?.as_bytes().map_err(sqlx::Error::Decode)?;
+    let number = <[u8; 8]>::try_from(bytes).map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+    Ok(Micros(i64::from_be_bytes(number).saturating_add(EPOCH_MICROS)))
+}

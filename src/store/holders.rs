@@ -1,0 +1,46 @@
+//! Whose open transactions hold events back. Looks, writes nothing.
+
+use crate::db::{DbError, Session};
+
+/// A transaction that is open for long: its own events wait, no others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Holder {
+    /// Process id, or name of a prepared transaction.
+    pub who: String,
+    /// Its database.
+    pub database: String,
+    /// Its role.
+    pub role: String,
+    /// Whether it was prepared (two-phase commit).
+    pub prepared: bool,
+    /// How long it has been open, in seconds.
+    pub age_seconds: f64,
+}
+
+impl Holder {
+    /// Whether it has been open for so long that somebody should look: a prepared one for a minute, another for five.
+    pub fn is_long(&self) -> bool {
+        self.age_seconds > if self.prepared { 60.0 } else { 300.0 }
+    }
+}
+
+const HOLDERS: &str = "
+    select pid::text as who, datname::text as database, usename::text as role, false as prepared, extract(epoch from now() - xact_start)::float8 as age
+      from pg_stat_activity where backend_xid is not null and xact_start is not null
+     union all
+    select gid, database::text, owner::text, true, extract(epoch from now() - prepared)::float8 from pg_prepared_xacts
+     order by age desc limit 10";
+
+/// Lists whose events wait because their transactions are open, oldest first. Without `pg_monitor` only our own role's are seen.
+///
+/// # Errors
+/// Those of the server.
+pub async fn look(session: &mut Session) -> Result<Vec<Holder>, DbError> {
+    let rows: Vec<(String, Option<String>, Option<String>, bool, f64)> =
+        Session::brief("looking for open transactions", sqlx::query_as(HOLDERS).fetch_all(&mut session.connection))
+            .await?;
+    let holder = |(who, database, role, prepared, age_seconds): (String, Option<String>, Option<String>, bool, f64)| {
+        Holder { who, database: database.unwrap_or_default(), role: role.unwrap_or_default(), prepared, age_seconds }
+    };
+    Ok(rows.into_iter().map(holder).collect())
+}

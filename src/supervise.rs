@@ -1,0 +1,90 @@
+//! Tasks that have a name and an owner. A task is spawned here and nowhere else, and is always joined.
+
+use std::any::Any;
+use std::collections::HashMap;
+use tokio::task::{Id, JoinSet};
+use tracing::Instrument;
+
+/// The tasks of one owner. Dropping the group aborts what still runs.
+#[derive(Debug, Default)]
+pub struct TaskGroup {
+    tasks: JoinSet<()>,
+    names: HashMap<Id, &'static str>,
+}
+
+/// How a task ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// It returned.
+    Returned(&'static str),
+    /// It panicked: a bug. The payload is what `std::panic::resume_unwind` takes.
+    Panicked(&'static str, Box<dyn Any + Send>),
+    /// It was aborted.
+    Aborted(&'static str),
+}
+
+impl TaskGroup {
+    /// Starts a task; its name is also its span.
+    pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let span = tracing::info_span!("task", name);
+        let handle = self.tasks.spawn(task.instrument(span));
+        self.names.insert(handle.id(), name);
+    }
+
+    /// Waits for the next task to end; `None` when all have. Cancel-safe.
+    pub async fn next_ended(&mut self) -> Option<Ended> {
+        let ended = self.tasks.join_next_with_id().await?;
+        Some(match ended {
+            Ok((id, ())) => Ended::Returned(self.name(id)),
+            Err(error) => {
+                let name = self.name(error.id());
+                match error.try_into_panic() {
+                    Ok(payload) => Ended::Panicked(name, payload),
+                    Err(_) => Ended::Aborted(name),
+                }
+            }
+        })
+    }
+
+    /// Aborts what still runs and joins it, passing a panic on. For tasks that hold nothing worth finishing.
+    pub async fn abort_all(mut self) {
+        self.tasks.abort_all();
+        while let Some(ended) = self.next_ended().await {
+            if let Ended::Panicked(_, payload) = ended {
+                std::panic::resume_unwind(payload);
+            }
+        }
+    }
+
+    /// The names of the tasks that still run.
+    pub fn running(&self) -> Vec<&'static str> {
+        self.names.values().copied().collect()
+    }
+
+    fn name(&mut self, id: Id) -> &'static str {
+        self.names.remove(&id).unwrap_or("unknown")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn says_who_ended_and_who_did_not() {
+        let mut group = TaskGroup::default();
+        group.spawn("quick", async {});
+        group.spawn("endless", std::future::pending());
+        assert!(matches!(group.next_ended().await, Some(Ended::Returned("quick"))));
+        assert_eq!(group.running(), ["endless"]);
+        group.abort_all().await;
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_not_lost() {
+        let mut group = TaskGroup::default();
+        group.spawn("broken", async { panic!("a bug") });
+        assert!(matches!(group.next_ended().await, Some(Ended::Panicked("broken", _))));
+        assert!(group.next_ended().await.is_none());
+    }
+}

@@ -1,0 +1,54 @@
+//! One function per change of state: one log line, said once, with the reason and what happens next. Never a payload, key or secret.
+
+use tracing::{error, info, warn};
+
+/// How much a change of a lane's state matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weight {
+    /// As it should be.
+    Good,
+    /// Not making progress, and expected to go on by itself.
+    Waiting,
+    /// Not making progress until somebody acts.
+    NeedsHelp,
+}
+
+/// A lane is in another state than before.
+pub fn lane_state(outbox: &str, lane: &str, state: &str, weight: Weight, reason: Option<&str>, hint: Option<&str>) {
+    match weight {
+        Weight::Good => info!(outbox, lane, state, reason, "lane {state}"),
+        Weight::Waiting => warn!(outbox, lane, state, reason, hint, "lane {state}"),
+        Weight::NeedsHelp => error!(outbox, lane, state, reason, hint, "lane {state}"),
+    }
+}
+
+/// A session ended and the lane goes on from the saved cursor.
+pub fn session_ended(outbox: &str, lane: &str, reason: &str, settled_events: u64, unsettled_events: usize) {
+    warn!(outbox, lane, reason, settled_events, unsettled_events, "session ended, going on from the saved cursor");
+}
+
+/// The lease was taken.
+pub fn lease_acquired(outbox: &str, lane: &str, epoch: i64, cursor: &str) {
+    info!(outbox, lane, epoch, cursor, "lease acquired");
+}
+
+/// The cursor of an outbox was made.
+pub fn cursor_begun(outbox: &str, lane: &str, start: &str) {
+    info!(outbox, lane, start, "first cursor made");
+}
+
+/// The database is reached at another place than where the cursor was saved.
+pub fn moved(outbox: &str, lane: &str, what: &str) {
+    warn!(outbox, lane, "{what}");
+}
+
+/// A transaction holds its own events back for long.
+pub fn holder(outbox: &str, who: &str, role: &str, database: &str, age_seconds: f64) {
+    let age_seconds = age_seconds.round();
+    warn!(outbox, who, role, database, age_seconds, "open transaction: its own events wait, no others; end it");
+}
+
+/// A standing guard found something that does not stop the lane.
+pub fn finding(outbox: &str, message: &str, hint: Option<&str>) {
+    warn!(outbox, hint, "{message}");
+}
