@@ -1,0 +1,3 @@
+//! Faults from outside: kills, cuts, lost answers. Each test ends in the checker: lost, order, duplicates.
+
+mod storm;

@@ -1,0 +1,10 @@
+#![cfg(test)]
+#![expect(clippy::print_stderr, reason = "a test tells its seed, its verdict and what it kept")]
+//! Every feature against a real Postgres and a real Kafka, in one binary.
+//!
+//! `deploy/servers -- cargo test --test it` starts both servers, runs this and stops them. A missing server fails the
+//! run and says so: a test that skips itself proves nothing.
+
+mod faults;
+mod naive;
+mod support;
