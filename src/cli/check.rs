@@ -54,20 +54,18 @@ pub(super) fn run(file: &File, format: Format) -> anyhow::Result<Exit> {
 }
 
 fn text(lines: &[Line]) -> String {
-    let mut text = String::new();
-    for line in lines {
-        text.push_str(&format!("{:8} {:9} {}\n", line.severity, line.area, line.message));
-        if let Some(hint) = &line.hint {
-            text.push_str(&format!("                   hint: {hint}\n"));
-        }
-    }
-    let found = lines.iter().filter(|line| line.is_finding()).count();
-    text.push_str(&match found {
-        0 => "no findings\n".to_owned(),
-        1 => "1 finding\n".to_owned(),
-        n => format!("{n} findings\n"),
+    let mut rows: Vec<String> = lines.iter().map(row).collect();
+    rows.push(match lines.iter().filter(|line| line.is_finding()).count() {
+        0 => "no findings".to_owned(),
+        1 => "1 finding".to_owned(),
+        n => format!("{n} findings"),
     });
-    text
+    rows.join("\n")
+}
+
+fn row(line: &Line) -> String {
+    let hint = line.hint.as_ref().map(|hint| format!("\n                   hint: {hint}")).unwrap_or_default();
+    format!("{:8} {:9} {}{hint}", line.severity, line.area, line.message)
 }
 
 async fn look(config: &Config) -> Vec<Line> {

@@ -19,7 +19,7 @@ const LEFTOVERS: Duration = Duration::from_millis(100);
 pub(super) fn run(config: &Config) -> anyhow::Result<Exit> {
     telemetry::start(&config.log).map_err(|message| Ends { exit: Exit::Configuration, message })?;
     std::panic::set_hook(Box::new(|panic| {
-        tracing::error!(at = panic.location().map(ToString::to_string), "panic: a bug in outboxd, please report it")
+        tracing::error!(at = panic.location().map(ToString::to_string), "panic: a bug in outboxd, please report it");
     }));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
     let exit = runtime.block_on(serve(config));

@@ -118,7 +118,7 @@ fn classify_database(error: &dyn DatabaseError) -> Classified {
     (kind, what, hint.map(str::to_owned), Some(code))
 }
 
-/// SQLSTATE to kind and advice. Source: PostgreSQL manual, appendix A.
+/// SQLSTATE to kind and advice. Source: the manual of Postgres, appendix A.
 fn classify(code: &str) -> (DbErrorKind, Option<&'static str>) {
     match code {
         "28P01" | "28000" => {

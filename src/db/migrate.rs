@@ -145,17 +145,22 @@ pub fn script() -> String {
          success boolean not null, checksum bytea not null, execution_time bigint not null);\n",
     );
     for migration in migrator().iter() {
-        let checksum: String = migration.checksum.iter().map(|byte| format!("{byte:02x}")).collect();
+        let checksum = hex(&migration.checksum);
         let record = format!(
             "insert into outbox._sqlx_migrations (version, description, success, checksum, execution_time)\n\
              values ({}, '{}', true, '\\x{checksum}', -1) on conflict (version) do nothing;",
             migration.version, migration.description
         );
         let (version, name, sql) = (migration.version, &migration.description, migration.sql.as_str());
-        script.push_str(&format!("\n-- migration {version}: {name}\n{sql}\n{record}\n"));
+        script = format!("{script}\n-- migration {version}: {name}\n{sql}\n{record}\n");
     }
     script.push_str("commit;\n");
     script
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let digit = |nibble: u8| char::from_digit(u32::from(nibble), 16).unwrap_or_default();
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Transaction ids and snapshots as Postgres prints them (`xid8`, `pg_snapshot`). Pure.
 //!
-//! Source: PostgreSQL manual, "Transaction ID and Snapshot Information Functions": a snapshot is
+//! Source: the manual of Postgres, "Transaction ID and Snapshot Information Functions": a snapshot is
 //! `xmin:xmax:xip_list`; every id below `xmin` has ended, none at or above `xmax` had, and `xip` lists those between that had not.
 
 use std::fmt;

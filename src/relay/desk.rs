@@ -63,25 +63,18 @@ impl Desk {
     }
 
     /// Changes the state, and says so once if it is another state, or another reason for one that waits.
-    pub fn enter(&self, state: LaneState, reason: Option<String>, hint: Option<String>) {
+    pub fn enter(&self, state: LaneState, reason: Option<&str>, hint: Option<&str>) {
         let changed = self.status.send_if_modified(|status| {
-            let changed = status.state != state || status.waits_for != reason;
+            let changed = status.state != state || status.waits_for.as_deref() != reason;
             status.state = state;
             status.ready = state.is_ready();
-            status.waits_for.clone_from(&reason);
-            status.hint.clone_from(&hint);
+            status.waits_for = reason.map(str::to_owned);
+            status.hint = hint.map(str::to_owned);
             changed
         });
         self.metrics.ready.set(i64::from(state.is_ready()));
         if changed {
-            changes::lane_state(
-                &self.outbox,
-                &self.lane,
-                state.name(),
-                state.weight(),
-                reason.as_deref(),
-                hint.as_deref(),
-            );
+            changes::lane_state(&self.outbox, &self.lane, state.name(), state.weight(), reason, hint);
         }
     }
 

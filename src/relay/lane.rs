@@ -41,7 +41,7 @@ const PAGE_SHARE: usize = 4;
 pub struct Lane {
     config: Arc<Config>,
     outbox: Outbox,
-    lane: LaneId,
+    id: LaneId,
     router: Router,
     desk: Arc<Desk>,
     refusal: watch::Receiver<Option<Refusal>>,
@@ -87,7 +87,7 @@ impl Lane {
         Self {
             config,
             outbox,
-            lane,
+            id: lane,
             router,
             desk,
             refusal,
@@ -169,7 +169,7 @@ impl Lane {
 
     async fn pass_guards(&mut self, writer: &mut Session, cluster: &str) -> Result<(Place, Note), Trouble> {
         let name = self.outbox.name.as_str();
-        let place = guards::place(writer, name, self.lane).await.map_err(Trouble::Db)?;
+        let place = guards::place(writer, name, self.id).await.map_err(Trouble::Db)?;
         let note = guards::judge_place(&place, name, &writer.server.role, cluster).map_err(Trouble::Refused)?;
         if place.cursor.is_none() {
             self.begin(writer, &place).await?;
@@ -201,7 +201,7 @@ impl Lane {
                 return Err(Trouble::Refused(Refusal { message, hint: Some(hint) }));
             }
         };
-        cursor::begin(writer, name, self.lane, beginning).await.map_err(Trouble::Db)?;
+        cursor::begin(writer, name, self.id, beginning).await.map_err(Trouble::Db)?;
         changes::cursor_begun(
             name,
             self.desk.lane(),
@@ -216,7 +216,7 @@ impl Lane {
             system_id: writer.server.system_id,
             database_oid: writer.server.database_oid.0,
             outbox: outbox.clone(),
-            lane: self.lane.get(),
+            lane: self.id.get(),
         };
         let kept = self.owner.take().filter(|(kept, _)| *kept == seat);
         let (seat, owner) = kept.unwrap_or_else(|| {
@@ -230,7 +230,7 @@ impl Lane {
             }
             (seat, owner)
         });
-        let claim = Claim { outbox, lane: self.lane, owner: owner.id.clone(), ttl: self.terms.ttl, kafka_cluster };
+        let claim = Claim { outbox, lane: self.id, owner: owner.id.clone(), ttl: self.terms.ttl, kafka_cluster };
         self.owner = Some((seat, owner));
         claim
     }
@@ -242,9 +242,9 @@ impl Lane {
             let row = place.cursor.as_ref();
             let until = row.and_then(|row| row.lease_until.clone());
             let unchanged = self.watch.is_unchanged(until.as_deref(), Instant::now(), self.terms);
-            if cursor::is_free(&place, &parts.claim, unchanged) {
+            let seen = until.as_deref().filter(|_| unchanged);
+            if cursor::is_free(&place, &parts.claim, seen) {
                 let outlived = row.and_then(|row| row.owner.as_deref()).is_some_and(|owner| owner != parts.claim.owner);
-                let seen = until.as_deref().filter(|_| unchanged);
                 if let Acquired::Held(lease, cursor) =
                     cursor::acquire(&mut parts.writer, &parts.claim, seen).await.map_err(Trouble::Row)?
                 {
@@ -254,7 +254,7 @@ impl Lane {
                 let holder = row.and_then(|row| row.owner.as_deref()).unwrap_or("nobody");
                 let reason =
                     format!("another relay ({holder}) holds the lease of {}/{}", self.desk.outbox(), self.desk.lane());
-                self.desk.enter(LaneState::Standby, Some(reason), None);
+                self.desk.enter(LaneState::Standby, Some(&reason), None);
             }
             if !self.sleep(STANDBY_LOOK).await {
                 return Ok(None);
@@ -271,7 +271,7 @@ impl Lane {
     ) -> Result<Option<(Lease, Cursor)>, Trouble> {
         let reason =
             format!("the relay before this one vanished; sending in {}", humantime::format_duration(self.terms.hold));
-        self.desk.enter(LaneState::Holding, Some(reason), None);
+        self.desk.enter(LaneState::Holding, Some(&reason), None);
         let until = Instant::now().checked_add(self.terms.hold);
         while let Some(rest) =
             until.map(|until| until.saturating_duration_since(Instant::now())).filter(|rest| !rest.is_zero())
@@ -345,7 +345,7 @@ impl Lane {
         let reason = chain(trouble);
         self.desk.metrics.session_ended(verdict.kind);
         if verdict.wait.is_some() {
-            self.desk.enter(verdict.state, Some(reason.clone()), verdict.hint);
+            self.desk.enter(verdict.state, Some(&reason), verdict.hint.as_deref());
         }
         self.desk.note(|status| status.last_error = Some(reason));
         match verdict.wait {
@@ -369,10 +369,10 @@ impl Lane {
 
     async fn unless_stopped<T>(
         &mut self,
-        step: impl AsyncFnOnce(&mut Self) -> Result<T, Trouble>,
+        phase: impl AsyncFnOnce(&mut Self) -> Result<T, Trouble>,
     ) -> Result<Option<T>, Trouble> {
         let stop = self.stop.clone();
-        stop.run_until_cancelled(step(self)).await.transpose()
+        stop.run_until_cancelled(phase(self)).await.transpose()
     }
 }
 

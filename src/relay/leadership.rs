@@ -70,6 +70,7 @@ impl Owner {
     }
 
     /// A new id under the same lock: who was fenced under its own id shares it with somebody.
+    #[must_use]
     pub fn renewed(self) -> Self {
         let id = Uuid::new_v4().to_string();
         let file = self.file.and_then(|mut file| {

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 /// How often backlog and open transactions are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often the standing guards are.
-const GUARD_EVERY: Duration = Duration::from_secs(60);
+const GUARD_EVERY: Duration = Duration::from_mins(1);
 /// After an error the lane is in the same trouble, and says so; this only looks again.
 const AFTER_ERROR: Duration = Duration::from_secs(2);
 

@@ -46,7 +46,7 @@ const EVENTS_A_TURN: usize = 1_000;
 /// What a record costs in memory beside its event's bytes, in librdkafka and here.
 const RECORD_BYTES: usize = 512;
 /// Standing at an event, or waiting for a topic.
-const STANDING: Backoff = Backoff { first: Duration::from_secs(1), most: Duration::from_secs(60) };
+const STANDING: Backoff = Backoff { first: Duration::from_secs(1), most: Duration::from_mins(1) };
 const AWAY_HINT: &str = "check the brokers and the network; outboxd goes on by itself";
 /// Longest sleep of the loop: its heart has to beat.
 const TICK: Duration = Duration::from_secs(1);
@@ -175,7 +175,7 @@ impl<'l> Pump<'l> {
     ) -> (End, usize) {
         let mut tasks = TaskGroup::default();
         if let Some(feed) = self.feed.take() {
-            tasks.spawn("reader", reader::read(poll, from, self.relay.poll.clone(), feed));
+            tasks.spawn("reader", reader::read(poll, from, self.relay.poll, feed));
         }
         let ended = self.turn(refusal, stop).await;
         self.batches.close();
@@ -428,7 +428,7 @@ impl<'l> Pump<'l> {
             self.settled_events = self.settled_events.saturating_add(as_u64(progress.events));
             self.desk.metrics.events_published.inc_by(as_u64(progress.events));
             self.desk.note(|status| {
-                status.published_events = status.published_events.saturating_add(as_u64(progress.events))
+                status.published_events = status.published_events.saturating_add(as_u64(progress.events));
             });
         }
     }
@@ -442,8 +442,8 @@ impl<'l> Pump<'l> {
         }
         let (state, reason, hint) = match (&self.standing, self.inquiry.away()) {
             _ if self.stop_by.is_some() => (LaneState::Draining, None, None),
-            (Some(standing), _) => (standing.state, Some(standing.reason.clone()), standing.hint.clone()),
-            (None, Some(away)) => (LaneState::Waiting, Some(away.to_owned()), Some(AWAY_HINT.to_owned())),
+            (Some(standing), _) => (standing.state, Some(standing.reason.as_str()), standing.hint.as_deref()),
+            (None, Some(away)) => (LaneState::Waiting, Some(away), Some(AWAY_HINT)),
             (None, None) => (LaneState::Relaying, None, None),
         };
         self.desk.enter(state, reason, hint);
@@ -498,9 +498,8 @@ impl<'l> Pump<'l> {
         } else {
             self.terms.socket_timeout
         };
-        let last = self.sink.close(patience).await;
-        self.reports = Vec::new();
-        for report in &last {
+        let reports = self.sink.close(patience).await;
+        for report in &reports {
             if let Report::Delivered(token) = report {
                 self.ledger.settled(*token);
             }
@@ -508,8 +507,8 @@ impl<'l> Pump<'l> {
         self.ledger.advance();
         let (writer, unsaved) = self.saving.end().await;
         if let Some((mut session, mut lease)) = writer {
-            let lost = matches!(ended, Err(Trouble::Fenced | Trouble::Displaced | Trouble::Db(_)));
-            if (unsaved || self.ledger.take_progress().moved) && !lost {
+            let fenced_off = matches!(ended, Err(Trouble::Fenced | Trouble::Displaced | Trouble::Db(_)));
+            if (unsaved || self.ledger.take_progress().moved) && !fenced_off {
                 drop(cursor::save(&mut session, &mut lease, self.ledger.position()).await); // if it fails, the row stands where it stood
             }
             if stopping {

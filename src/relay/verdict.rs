@@ -83,7 +83,7 @@ pub struct Verdict {
 /// Databases come back within seconds.
 const DATABASE: Backoff = Backoff { first: Duration::from_millis(50), most: Duration::from_secs(5) };
 /// A broker's troubles take longer, and each try makes a producer.
-const ENVIRONMENT: Backoff = Backoff { first: Duration::from_secs(1), most: Duration::from_secs(60) };
+const ENVIRONMENT: Backoff = Backoff { first: Duration::from_secs(1), most: Duration::from_mins(1) };
 /// Somebody has to act; a look is cheap.
 const OPERATOR: Backoff = Backoff { first: Duration::from_secs(1), most: Duration::from_secs(10) };
 

@@ -11,6 +11,9 @@ use std::borrow::Cow;
 /// The headers that each record carries; an entry of the event's `headers` may not bear one of these names.
 pub const OWN_HEADERS: [&str; 6] = ["id", "type", "aggregate-type", "aggregate-id", "sequence", "previous-event-id"];
 
+/// Names and values, in order; `None` is a null header.
+pub type Headers<'e> = Vec<(Cow<'e, str>, Option<Cow<'e, str>>)>;
+
 /// What is sent to Kafka. Borrows from its event where it can: the producer copies it once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record<'e> {
@@ -20,8 +23,8 @@ pub struct Record<'e> {
     pub key: Cow<'e, str>,
     /// `None` is a tombstone.
     pub value: Option<&'e [u8]>,
-    /// In order; `None` is a null header.
-    pub headers: Vec<(Cow<'e, str>, Option<Cow<'e, str>>)>,
+    /// In the order in which they are sent.
+    pub headers: Headers<'e>,
     /// Milliseconds since 1970; `None` leaves it to the producer.
     pub timestamp_ms: Option<i64>,
 }
@@ -58,7 +61,7 @@ pub fn shape<'e>(route: &'e Route, event: &'e Event) -> Result<Record<'e>, Rejec
     })
 }
 
-fn headers<'e>(route: &'e Route, event: &'e Event) -> Result<Vec<(Cow<'e, str>, Option<Cow<'e, str>>)>, Rejection> {
+fn headers<'e>(route: &'e Route, event: &'e Event) -> Result<Headers<'e>, Rejection> {
     let mut headers = Vec::with_capacity(6 + route.headers.len());
     let mut own = |name: &'static str, value: Cow<'e, str>| headers.push((Cow::Borrowed(name), Some(value)));
     own("id", Cow::Owned(event.event_id.to_string()));

@@ -235,9 +235,9 @@ pub async fn release(session: &mut Session, lease: Lease) -> Result<(), DbError>
 }
 
 /// Whether the row's lease may be taken now, as far as the last look tells. The statement decides.
-pub fn is_free(place: &Place, claim: &Claim, unchanged: bool) -> bool {
+pub fn is_free(place: &Place, claim: &Claim, unchanged: Option<&str>) -> bool {
     place.cursor.as_ref().is_some_and(|row| {
-        row.owner.is_none() || row.owner.as_deref() == Some(claim.owner.as_str()) || row.expired || unchanged
+        row.owner.is_none() || row.owner.as_deref() == Some(claim.owner.as_str()) || row.expired || unchanged.is_some()
     })
 }
 

@@ -43,6 +43,7 @@ pub struct Place {
 }
 
 /// The evidence in a cursor row.
+#[expect(clippy::struct_excessive_bools, reason = "each is one answer of the server")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CursorRow {
     /// The row was written by this incarnation of the database.

@@ -24,6 +24,8 @@ impl Holder {
     }
 }
 
+type Columns = (String, Option<String>, Option<String>, bool, f64);
+
 const HOLDERS: &str = "
     select pid::text as who, datname::text as database, usename::text as role, false as prepared, extract(epoch from now() - xact_start)::float8 as age
       from pg_stat_activity where backend_xid is not null and xact_start is not null
@@ -36,11 +38,15 @@ const HOLDERS: &str = "
 /// # Errors
 /// Those of the server.
 pub async fn look(session: &mut Session) -> Result<Vec<Holder>, DbError> {
-    let rows: Vec<(String, Option<String>, Option<String>, bool, f64)> =
+    let rows: Vec<Columns> =
         Session::brief("looking for open transactions", sqlx::query_as(HOLDERS).fetch_all(&mut session.connection))
             .await?;
-    let holder = |(who, database, role, prepared, age_seconds): (String, Option<String>, Option<String>, bool, f64)| {
-        Holder { who, database: database.unwrap_or_default(), role: role.unwrap_or_default(), prepared, age_seconds }
+    let holder = |(who, database, role, prepared, age_seconds): Columns| Holder {
+        who,
+        database: database.unwrap_or_default(),
+        role: role.unwrap_or_default(),
+        prepared,
+        age_seconds,
     };
     Ok(rows.into_iter().map(holder).collect())
 }

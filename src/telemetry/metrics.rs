@@ -115,7 +115,7 @@ impl Metrics {
         }
     }
 
-    /// The text that Prometheus scrapes, in OpenMetrics format.
+    /// The text that Prometheus scrapes, in the format of `OpenMetrics`.
     pub fn text(&self) -> String {
         let mut text = String::new();
         match encode(&mut text, &self.registry) {

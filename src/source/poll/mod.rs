@@ -15,7 +15,7 @@ use pace::PageSize;
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Postgres, Row};
-use window::Flags;
+use window::{Cut, Flags};
 
 /// Reads batches, one after the other, on a connection of its own.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ struct Answer {
 impl Poll {
     /// Reads on `session`, in pages that `size` bounds.
     pub fn new(session: Session, size: PageSize) -> Self {
-        let both = |statement: fn(bool) -> String| [statement(false), statement(true)];
+        let both = |statement: fn(Cut) -> String| [statement(Cut::Never), statement(Cut::AtBytes)];
         Self { session, size, upto: None, first: both(window::first), page: both(window::page) }
     }
 

@@ -36,10 +36,21 @@ const FLAGS_CTE: &str = "flags as materialized (
 /// Keeps rows while the bytes of those before them are within `$budget`, so always the first. `pg_column_size` would be the compressed size.
 const WEIGHT: &str = "coalesce(octet_length(payload_bytes), octet_length(payload::text), 0)";
 
-/// Opens a window. `$1` S, `$2` n, with `cut` also `$3` bytes. Returns up to n + 1 events, or one row without an event.
-pub fn first(cut: bool) -> String {
-    let rows = "w join outbox.events using (id)";
-    let (rows, is_cut) = if cut { (weighed(rows, "$3"), "is_cut") } else { (format!("({rows})"), "false as is_cut") };
+/// Whether the server cuts an answer that would be too large for the memory budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// It cannot be.
+    Never,
+    /// Above a number of bytes, the last argument of the statement.
+    AtBytes,
+}
+
+/// Opens a window. `$1` S, `$2` n, with [`Cut::AtBytes`] also `$3` bytes. Returns up to n + 1 events, or one row without an event.
+pub fn first(cut: Cut) -> String {
+    let (rows, is_cut) = match cut {
+        Cut::Never => ("(w join outbox.events using (id))".to_owned(), "false as is_cut"),
+        Cut::AtBytes => (weighed("w join outbox.events using (id)", "$3"), "is_cut"),
+    };
     format!(
         "with now as materialized (select pg_current_snapshot() as s),
      late as materialized (  -- in progress at S, ended since
@@ -58,12 +69,15 @@ select {FLAGS}, now.s::text as seen, pg_current_xact_id_if_assigned() is null as
     )
 }
 
-/// Reads on in an open window. `$1` after, `$2` S, `$3` T, `$4` n, `$5` bound, with `cut` also `$6` bytes.
-pub fn page(cut: bool) -> String {
+/// Reads on in an open window. `$1` after, `$2` S, `$3` T, `$4` n, `$5` bound, with [`Cut::AtBytes`] also `$6` bytes.
+pub fn page(cut: Cut) -> String {
     let rows = "(select * from outbox.events
          where id > $1 and id <= $5 and pg_visible_in_snapshot(xid, $3::text::pg_snapshot) and not pg_visible_in_snapshot(xid, $2::text::pg_snapshot)
          order by id limit $4::bigint) p";
-    let (rows, is_cut) = if cut { (weighed(rows, "$6"), "is_cut") } else { (rows.to_owned(), "false as is_cut") };
+    let (rows, is_cut) = match cut {
+        Cut::Never => (rows.to_owned(), "false as is_cut"),
+        Cut::AtBytes => (weighed(rows, "$6"), "is_cut"),
+    };
     format!(
         "with {FLAGS_CTE}\nselect {FLAGS}, null::text as seen, true as clean, {is_cut}, {COLUMNS}\n  from flags left join {rows} on true order by id"
     )
