@@ -134,6 +134,11 @@ impl Cursor {
         RowId::new(after.get().saturating_add(PAGE_SPAN).min(upto.get()))
     }
 
+    /// Whether a row of a window comes behind another one of it.
+    pub fn is_behind(row: RowId, other: RowId) -> bool {
+        row.get() > other.get()
+    }
+
     /// Behind which row to go on when nothing of the window lies up to `bound` and `next` is the first id beyond it (ids have gaps of any size).
     pub fn behind_gap(bound: RowId, next: Option<RowId>) -> RowId {
         next.map_or(bound, |next| RowId::new(bound.get().max(next.get().saturating_sub(1))))

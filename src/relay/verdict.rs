@@ -115,7 +115,7 @@ pub fn judge(trouble: &Trouble) -> Verdict {
             };
             verdict(Next::Again, Some(wait), state, "postgres", error.hint())
         }
-        Trouble::Source(SourceError::OwnTransaction | SourceError::Snapshot(_))
+        Trouble::Source(SourceError::OwnTransaction | SourceError::Disorder | SourceError::Snapshot(_))
         | Trouble::Row(CursorRowError::Cursor { .. })
         | Trouble::Displaced => verdict(Next::Again, Some(OPERATOR), LaneState::Refused, "defect", None),
         Trouble::Refused(refusal) => {

@@ -7,4 +7,5 @@
 
 mod faults;
 mod naive;
+mod plans;
 mod support;

@@ -17,7 +17,8 @@ pub struct Backlog {
 
 // Behind a closed cursor by transaction id, behind an open one by primary key from `after`: neither walks what is settled.
 // Events of a late commit below `after` are left out until their window is opened.
-const BACKLOG: &str = "
+/// `$1` outbox, `$2` lane, `$3` the cap.
+pub const BACKLOG: &str = "
     with c as materialized (select s, t, after from outbox.cursors where outbox = $1 and lane = $2),
          waiting as (
            (select e.created_at from c cross join lateral (

@@ -153,6 +153,9 @@ async fn receive(
                 told = Some(flags(&row, &session.server)?);
             }
             let Some(event) = window::event(&row).map_err(reading)? else { continue };
+            if events.last().is_some_and(|last| !Cursor::is_behind(event.id, last.id)) {
+                return Err(SourceError::Disorder);
+            }
             let weight = event.size_bytes();
             (bytes, largest) = (bytes.saturating_add(weight), largest.max(weight));
             stopped_at = (bytes > size.stop_bytes()).then_some(event.id);

@@ -9,6 +9,8 @@
 //! * `offset 0` in the lateral and around the union: fences; without them the planner finds a way round the sort of ids.
 //! * Ids first, whole rows joined back by primary key: whole rows would be sorted on disk. Nothing is converted below the `limit`.
 //! * A page looks at a bounded range of ids: the last page of a window would filter everything newer.
+//! * No `order by` around the whole: it sorted complete rows, on disk where they are large. Nested loops, the only join that the
+//!   session allows, keep the order of the ids; the reader checks that each row comes behind the one before.
 //! * The flags come from one materialised row: as expressions of the select list they would be computed for every event.
 
 use crate::db::Answered;
@@ -65,7 +67,7 @@ pub fn first(cut: Cut) -> String {
         order by id limit $2::bigint + 1),
      {FLAGS_CTE}
 select {FLAGS}, now.s::text as seen, pg_current_xact_id_if_assigned() is null as clean, {is_cut}, {COLUMNS}
-  from flags cross join now left join {rows} on true order by id"
+  from flags cross join now left join {rows} on true"
     )
 }
 
@@ -79,7 +81,7 @@ pub fn page(cut: Cut) -> String {
         Cut::AtBytes => (weighed(rows, "$6"), "is_cut"),
     };
     format!(
-        "with {FLAGS_CTE}\nselect {FLAGS}, null::text as seen, true as clean, {is_cut}, {COLUMNS}\n  from flags left join {rows} on true order by id"
+        "with {FLAGS_CTE}\nselect {FLAGS}, null::text as seen, true as clean, {is_cut}, {COLUMNS}\n  from flags left join {rows} on true"
     )
 }
 

@@ -120,15 +120,15 @@ impl Checker {
     /// Takes the next record of its partition.
     pub(crate) fn see(&mut self, record: &Record) {
         self.published += 1;
-        let at = format_args!("{}/{}@{}", record.topic, record.partition, record.offset).to_string();
+        let at = || format!("{}/{}@{}", record.topic, record.partition, record.offset);
         let event = record.header("id").and_then(|id| Uuid::parse_str(id).ok());
         let Some(&index) = event.and_then(|event| self.by_event.get(&event)) else {
-            self.phantom.add(|| format!("{at} has event id {:?}, which no row has", record.header("id")));
+            self.phantom.add(|| format!("{} has event id {:?}, which no row has", at(), record.header("id")));
             return;
         };
         let row = &self.rows[index];
         if let Some(difference) = difference(row, record) {
-            self.altered.add(|| format!("{} at {at}: {difference}", name(row)));
+            self.altered.add(|| format!("{} at {}: {difference}", name(row), at()));
         }
 
         let topic = self.topics.iter().position(|known| *known == record.topic).unwrap_or_else(|| {
@@ -139,7 +139,7 @@ impl Checker {
         let home = *stream.place.get_or_insert((topic, record.partition));
         if home != (topic, record.partition) {
             let (topic, partition) = (&self.topics[home.0], home.1);
-            self.wrong_partition.add(|| format!("{} at {at}, its stream began in {topic}/{partition}", name(row)));
+            self.wrong_partition.add(|| format!("{} at {}, its stream began in {topic}/{partition}", name(row), at()));
         }
 
         let seen = &mut self.seen[index];
@@ -151,7 +151,7 @@ impl Checker {
         self.distinct += 1;
         match stream.highest {
             Some(highest) if row.nr < highest => {
-                self.out_of_order.add(|| format!("{} at {at} first came after nr {highest}", name(row)));
+                self.out_of_order.add(|| format!("{} at {} first came after nr {highest}", name(row), at()));
             }
             _ => stream.highest = Some(row.nr),
         }

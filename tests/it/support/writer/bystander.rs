@@ -10,28 +10,31 @@ use super::transaction::{INSERT, LOCK, aggregate_of, name_of};
 use super::{Kind, Prepared, Shared, Tally, committed, is_interruption, reconnect, second_phase, send};
 use crate::support::postgres::{connect, say};
 
-/// Ends what was prepared by others, in the order in which it comes, and at the end what a lost connection left over.
+/// Ends what was prepared by others, in the order in which it comes. None is left over: it would hold its locks for ever.
 pub(super) async fn end_prepared(shared: Shared, mut prepared: mpsc::Receiver<Prepared>) -> Tally {
     let mut connection = connect(&shared.url).await;
     let mut tally = Tally::default();
     while let Some(Prepared { name, end, events, not_before }) = prepared.recv().await {
         sleep_until(not_before).await;
-        if let Err(error) = send(&mut connection, &second_phase(end, &name)).await {
-            tally.interruptions += 1;
-            connection = reconnect(&shared, &error).await;
-        } else {
-            tally.events += committed(&shared, Kind::Prepared, events).events; // its writer counted the transaction
+        loop {
+            match send(&mut connection, &second_phase(end, &name)).await {
+                Ok(()) => {
+                    tally.events += committed(&shared, Kind::Prepared, events).events; // its writer counted the transaction
+                    break;
+                }
+                Err(error) if is_gone(&error) => break, // never prepared, or ended by a statement without an answer
+                Err(error) => {
+                    tally.interruptions += 1;
+                    connection = reconnect(&shared, &error).await;
+                }
+            }
         }
     }
-    let mut connection = connect(&shared.url).await; // the last one may have been lost while nothing was to do
-    let left: Vec<String> = sqlx::query_scalar("select gid from pg_prepared_xacts where database = current_database()")
-        .fetch_all(&mut connection)
-        .await
-        .expect("what is prepared");
-    for name in left {
-        say(&mut connection, &second_phase("commit", &name)).await;
-    }
     tally
+}
+
+fn is_gone(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "42704")
 }
 
 /// Draws an id at the start, holds its transaction open, and writes a last event on a stream that all write.

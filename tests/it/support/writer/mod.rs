@@ -19,7 +19,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions as _, Executor as _, PgConnection};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::eventually::{INTERVAL, PATIENCE};
@@ -189,14 +189,15 @@ impl Storm {
     /// Waits until so many transactions with events have been committed.
     pub(crate) async fn has_committed(&self, transactions: u64) {
         let mut commits = self.shared.commits.subscribe();
-        commits.wait_for(|commits| *commits >= transactions).await.expect("the storm goes on");
+        let came = timeout(PATIENCE, commits.wait_for(|commits| *commits >= transactions)).await.is_ok();
+        assert!(came, "{} of {transactions} transactions within {PATIENCE:?}", *commits.borrow());
     }
 
     /// Ends every transaction, the prepared ones, too, and says what was committed. Panics when a writer did.
     pub(crate) async fn stop(mut self) -> Tally {
         self.shared.stop.cancel();
         let mut sum = Tally::default();
-        while let Some(tally) = self.tasks.join_next().await {
+        while let Some(tally) = timeout(PATIENCE, self.tasks.join_next()).await.expect("the writers end") {
             sum.add(tally.expect("a writer failed"));
         }
         sum

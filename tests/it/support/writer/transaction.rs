@@ -211,22 +211,28 @@ impl Writer {
         Ok(usize::try_from(BIG).unwrap())
     }
 
-    /// The first phase. The second comes from here after a while, or from another connection.
+    /// The first phase. The second comes from here after a while, or from another connection; from there in any case
+    /// when the answer was lost, because what is prepared outlives its connection.
     async fn prepare(&mut self) -> Written {
         let events = self.write_some(1).await?;
         self.serial += 1;
         let name = format!("{}-{}-{}", self.shared.database, self.number, self.serial);
-        self.send(&format!("prepare transaction '{name}'")).await?;
         let (end, events) = if self.random.random_ratio(4, 5) { ("commit", events) } else { ("rollback", 0) };
         let held = HOLD.mul_f64(self.random.random::<f64>() / 4.0);
-        if self.random.random() {
-            let prepared = Prepared { name, end, events, not_before: Instant::now() + held };
-            self.prepared.send(prepared).await.expect("somebody ends what is prepared");
-            return Ok(0); // counted by who ends it
+        let by_itself: bool = self.random.random();
+
+        let mut outcome = self.send(&format!("prepare transaction '{name}'")).await;
+        let not_before = Instant::now() + held;
+        if outcome.is_ok() && by_itself {
+            sleep_until(not_before).await;
+            outcome = self.send(&second_phase(end, &name)).await;
+            if outcome.is_ok() {
+                return Ok(events);
+            }
         }
-        sleep(held).await;
-        self.send(&second_phase(end, &name)).await?;
-        Ok(events)
+        let prepared = Prepared { name, end, events, not_before };
+        self.prepared.send(prepared).await.expect("somebody ends what is prepared");
+        outcome.map(|()| 0) // counted by who ends it
     }
 
     /// Until a few transactions of others are through. Holds no lock; when all writers wait here, time ends it.

@@ -1,0 +1,207 @@
+//! The reading statements keep their one good plan on large, mostly delivered tables, whatever the statistics say.
+
+use std::fmt::Write as _;
+
+use outboxd::config::secret::Secret;
+use outboxd::db::{Purpose, Session};
+use outboxd::source::poll::backlog::BACKLOG;
+use outboxd::source::poll::window::{BEYOND, Cut, UPTO, first, page};
+use sqlx::postgres::PgArguments;
+use sqlx::query::QueryScalar;
+use sqlx::{AssertSqlSafe, Postgres};
+
+use crate::support::postgres::{Database, Role, say};
+
+const DELIVERED: i64 = 300_000;
+const BUDGET: i64 = 8 << 20;
+
+/// How the delivered rows came to be, and what the planner knows of them.
+#[derive(Clone, Copy, Debug)]
+enum Shape {
+    /// A thousand rows a transaction, analysed.
+    Usual,
+    /// As after an upgrade.
+    NoStatistics,
+    /// An adopted or backfilled table: four transactions wrote it all.
+    FewTransactions,
+    /// The heap lies in another order than the ids.
+    Uncorrelated,
+}
+
+/// Fills a table; answers the snapshot that has settled all of it.
+async fn delivered(shape: Shape, database: &Database) -> String {
+    let mut owner = database.connect(Role::Owner).await;
+    let transactions = if matches!(shape, Shape::FewTransactions) { 4 } else { 300 };
+    for _ in 0..transactions {
+        insert(database, DELIVERED / transactions).await;
+    }
+    match shape {
+        Shape::Usual | Shape::FewTransactions => say(&mut owner, "vacuum analyze outbox.events").await,
+        Shape::Uncorrelated => {
+            say(&mut owner, "create index shuffled on outbox.events (event_id)").await;
+            say(&mut owner, "cluster outbox.events using shuffled").await;
+            say(&mut owner, "drop index outbox.shuffled").await;
+            say(&mut owner, "vacuum analyze outbox.events").await;
+        }
+        Shape::NoStatistics => {
+            say(&mut owner, "vacuum outbox.events").await;
+            let forget = "delete from pg_statistic where starelid = 'outbox.events'::regclass";
+            say(&mut database.connect(Role::Admin).await, forget).await;
+        }
+    }
+    sqlx::query_scalar("select pg_current_snapshot()::text").fetch_one(&mut owner).await.unwrap()
+}
+
+/// One transaction.
+async fn insert(database: &Database, rows: i64) {
+    let insert = format!(
+        "insert into outbox.events (aggregate_type, aggregate_id, event_type, payload)
+         select 'Order', (i % 1000)::text, 'Placed', '{{\"total\": 10}}' from generate_series(1, {rows}) i"
+    );
+    say(&mut database.connect(Role::Owner).await, &insert).await;
+}
+
+/// What the server did, as `explain (analyze, buffers)` prints it.
+struct Done {
+    text: String,
+}
+
+type Explained = QueryScalar<'static, Postgres, String, PgArguments>;
+
+/// Explains `statement`; the caller binds its arguments.
+fn explain(statement: &str) -> Explained {
+    let options = "analyze, buffers, costs off, timing off, summary off";
+    sqlx::query_scalar(AssertSqlSafe(format!("explain ({options}) {statement}")))
+}
+
+async fn run(reader: &mut Session, explained: Explained) -> Done {
+    let lines: Vec<String> = explained.fetch_all(&mut reader.connection).await.unwrap();
+    Done { text: lines.join("\n") }
+}
+
+impl Done {
+    /// Buffers of the whole statement: those of its top node, planning left out.
+    fn buffers(&self) -> u64 {
+        let line = self.text.lines().find(|line| line.trim_start().starts_with("Buffers:")).unwrap_or_default();
+        line.split([' ', ','])
+            .filter_map(|word| word.strip_prefix("hit=").or_else(|| word.strip_prefix("read=")))
+            .map(|number| number.parse::<u64>().unwrap())
+            .sum()
+    }
+
+    /// What is wrong with the plan: `must` is missing, `must_not` is there, or it touched more than `buffers`.
+    fn faults(&self, what: &str, must: &[&str], must_not: &[&str], buffers: u64) -> String {
+        let mut faults = String::new();
+        for missing in must.iter().filter(|part| !self.text.contains(**part)) {
+            writeln!(faults, "{what}: no `{missing}`").unwrap();
+        }
+        for found in must_not.iter().filter(|part| self.text.contains(**part)) {
+            writeln!(faults, "{what}: `{found}`").unwrap();
+        }
+        if self.buffers() > buffers {
+            writeln!(faults, "{what}: {} buffers, more than {buffers}", self.buffers()).unwrap();
+        }
+        if !faults.is_empty() {
+            writeln!(faults, "{}", self.text).unwrap();
+        }
+        faults
+    }
+}
+
+const IDS: &str = "Index Only Scan using events_xid on events";
+const ROWS: &str = "Index Scan using events_pkey on events";
+const SCANS: [&str; 4] = ["Seq Scan on events", "Bitmap", "Hash Join", "Merge Join"];
+
+async fn check(shape: Shape, name: &str) {
+    let database = Database::migrated(name).await;
+    let s = delivered(shape, &database).await;
+    let url = Secret::new(database.url(Role::Relay));
+    let mut reader = outboxd::db::connect(&url, Purpose::Read).await.unwrap();
+    let mut faults = String::new();
+
+    // idle: nothing is new
+    for cut in [Cut::Never, Cut::AtBytes] {
+        let done = run(&mut reader, opened(cut, &s, 1_000)).await;
+        faults += &done.faults(&format!("{shape:?}, idle first, {cut:?}"), &[IDS, ROWS], &SCANS, 10);
+    }
+    // a small window behind all that was delivered
+    insert(&database, 5).await;
+    for cut in [Cut::Never, Cut::AtBytes] {
+        let done = run(&mut reader, opened(cut, &s, 10_000)).await;
+        faults += &done.faults(&format!("{shape:?}, small first, {cut:?}"), &[IDS, ROWS], &SCANS, 60);
+    }
+    // pages of a large window, at its start and near its end
+    insert(&database, 50_000).await;
+    let t: String =
+        sqlx::query_scalar("select pg_current_snapshot()::text").fetch_one(&mut reader.connection).await.unwrap();
+    for after in [DELIVERED, DELIVERED + 45_000] {
+        for (cut, n) in [(Cut::Never, 1_000), (Cut::AtBytes, 1_000), (Cut::Never, 10_000)] {
+            let what = format!("{shape:?}, page of {n} behind {after}, {cut:?}");
+            let done = run(&mut reader, paged(cut, after, &s, &t, n, DELIVERED + 50_005)).await;
+            // two buffers a row at the most, were every row on a heap page of its own
+            let most = n.unsigned_abs() * 2 + 60;
+            faults += &done.faults(&what, &[ROWS], &[&SCANS[..], &["Sort"]].concat(), most);
+        }
+    }
+    let done = run(&mut reader, explain(UPTO).bind(t.clone())).await;
+    faults += &done.faults(&format!("{shape:?}, upto"), &["using events_pkey"], &SCANS, 20);
+    let done = run(&mut reader, explain(BEYOND).bind(DELIVERED)).await;
+    faults += &done.faults(&format!("{shape:?}, beyond"), &["using events_pkey"], &SCANS, 20);
+    assert!(faults.is_empty(), "{faults}");
+}
+
+fn opened(cut: Cut, s: &str, n: i64) -> Explained {
+    let explained = explain(&first(cut)).bind(s.to_owned()).bind(n);
+    if cut == Cut::AtBytes { explained.bind(BUDGET) } else { explained }
+}
+
+fn paged(cut: Cut, after: i64, s: &str, t: &str, n: i64, bound: i64) -> Explained {
+    let explained = explain(&page(cut)).bind(after).bind(s.to_owned()).bind(t.to_owned()).bind(n).bind(bound);
+    if cut == Cut::AtBytes { explained.bind(BUDGET) } else { explained }
+}
+
+#[tokio::test]
+async fn reading_costs_the_same_on_the_usual_table() {
+    check(Shape::Usual, "reading_costs_usual").await;
+}
+
+#[tokio::test]
+async fn reading_costs_the_same_without_statistics() {
+    check(Shape::NoStatistics, "reading_costs_no_statistics").await;
+}
+
+#[tokio::test]
+async fn reading_costs_the_same_where_few_transactions_wrote_all() {
+    check(Shape::FewTransactions, "reading_costs_few_transactions").await;
+}
+
+#[tokio::test]
+async fn reading_costs_the_same_where_the_heap_is_shuffled() {
+    check(Shape::Uncorrelated, "reading_costs_shuffled").await;
+}
+
+/// The monitor looks every second: what is delivered must not be walked, whether the cursor is closed or inside a window.
+#[tokio::test]
+async fn looking_at_the_backlog_does_not_walk_what_is_delivered() {
+    let database = Database::migrated("looking_at_the_backlog").await;
+    let s = delivered(Shape::Usual, &database).await;
+    let url = Secret::new(database.url(Role::Relay));
+    let mut session = outboxd::db::connect(&url, Purpose::Observe).await.unwrap();
+    let mut owner = database.connect(Role::Owner).await;
+    let cursor = |t: &str, after: &str| {
+        format!(
+            "insert into outbox.cursors (outbox, lane, lanes, s, t, after, system_id, database_oid, timeline)
+             values ('default', 0, 1, '{s}', {t}, {after}, 0, 0, '')
+             on conflict (outbox, lane) do update set s = excluded.s, t = excluded.t, after = excluded.after"
+        )
+    };
+    let looked = || explain(BACKLOG).bind("default").bind(0_i16).bind(10_000_i64);
+    let mut faults = String::new();
+    say(&mut owner, &cursor("null", "null")).await;
+    faults += &run(&mut session, looked()).await.faults("idle", &[], &["Seq Scan on events"], 30);
+    insert(&database, 50_000).await;
+    faults += &run(&mut session, looked()).await.faults("50,000 waiting", &[], &["Seq Scan on events"], 11_000);
+    say(&mut owner, &cursor("pg_current_snapshot()", "340000")).await;
+    faults += &run(&mut session, looked()).await.faults("inside a window", &[], &["Seq Scan on events"], 11_000);
+    assert!(faults.is_empty(), "{faults}");
+}
