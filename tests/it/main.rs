@@ -7,5 +7,7 @@
 
 mod faults;
 mod naive;
+mod pages;
+mod partitions;
 mod plans;
 mod support;

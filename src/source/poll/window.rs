@@ -51,7 +51,7 @@ pub enum Cut {
 pub fn first(cut: Cut) -> String {
     let (rows, is_cut) = match cut {
         Cut::Never => ("(w join outbox.events using (id))".to_owned(), "false as is_cut"),
-        Cut::AtBytes => (weighed("w join outbox.events using (id)", "$3"), "is_cut"),
+        Cut::AtBytes => (cut_window("$3"), "is_cut"),
     };
     format!(
         "with now as materialized (select pg_current_snapshot() as s),
@@ -78,17 +78,30 @@ pub fn page(cut: Cut) -> String {
          order by id limit $4::bigint) p";
     let (rows, is_cut) = match cut {
         Cut::Never => (rows.to_owned(), "false as is_cut"),
-        Cut::AtBytes => (weighed(rows, "$6"), "is_cut"),
+        Cut::AtBytes => (cut_page(rows, "$6"), "is_cut"),
     };
     format!(
         "with {FLAGS_CTE}\nselect {FLAGS}, null::text as seen, true as clean, {is_cut}, {COLUMNS}\n  from flags left join {rows} on true"
     )
 }
 
-fn weighed(rows: &str, budget: &str) -> String {
+/// The window's ids are sorted once more with their weights: asked for complete rows in order, the planner, which may not sort,
+/// walked the whole primary key. `offset 0` is a fence again.
+fn cut_window(budget: &str) -> String {
+    let kept =
+        kept(&format!("(select id, {WEIGHT} as weight from w join outbox.events using (id) offset 0) weighed"), budget);
+    format!("({kept} join outbox.events using (id))")
+}
+
+/// The page comes in the order of the primary key; its rows are weighed as they pass.
+fn cut_page(rows: &str, budget: &str) -> String {
+    kept(&format!("(select *, {WEIGHT} as weight from {rows}) weighed"), budget)
+}
+
+fn kept(weighed: &str, budget: &str) -> String {
     format!(
-        "(select * from (select *, sum(weight) over (order by id) - weight < {budget}::bigint as kept, sum(weight) over () >= {budget}::bigint as is_cut
-            from (select *, {WEIGHT} as weight from {rows}) weighed) summed where kept) q"
+        "(select * from (select *, sum(weight) over (order by id) - weight < {budget}::bigint as kept,
+                                 sum(weight) over () >= {budget}::bigint as is_cut from {weighed}) summed where kept) q"
     )
 }
 

@@ -1,3 +1,4 @@
 //! Faults from outside: kills, cuts, lost answers. Each test ends in the checker: lost, order, duplicates.
 
+mod away;
 mod storm;

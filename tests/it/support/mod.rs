@@ -8,6 +8,7 @@ pub(crate) mod kafka;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
 pub(crate) mod relay;
+pub(crate) mod servers;
 pub(crate) mod writer;
 
 /// Reads a variable that `deploy/servers` exports; without it the test fails and says what to run.

@@ -148,6 +148,14 @@ impl Relay {
         outboxd(&self.file(), arguments).await
     }
 
+    /// The most memory that the running process has held at once.
+    pub(crate) fn peak_megabytes(&mut self) -> u64 {
+        let process = self.running().id().expect("the relay has not ended");
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+        peak.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() / 1024
+    }
+
     /// All that its processes have written so far.
     pub(crate) fn log(&self) -> String {
         std::fs::read(self.folder.path().join("log"))

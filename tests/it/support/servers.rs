@@ -1,0 +1,66 @@
+//! Servers of a test's own, which it may stop and kill.
+
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use super::server;
+
+/// A Postgres and a Kafka that nobody else uses. They end with it.
+pub(crate) struct Servers {
+    script: String,
+    folder: TempDir,
+    variables: Vec<(String, String)>,
+}
+
+impl Servers {
+    /// Starts both, with more arguments for `deploy/servers up` if need be.
+    pub(crate) async fn start(arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        // Postgres runs as another user when this runs as root: the folder must let it through.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(folder.path(), open).unwrap();
+        let mut servers = Self { script: server("OUTBOXD_TEST_SERVERS"), folder, variables: Vec::new() };
+        let up = servers.call(&[&["up"], arguments].concat()).await;
+        let pair = |line: &str| line.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+        servers.variables = up.lines().filter_map(pair).collect();
+        servers
+    }
+
+    /// The URL of the database, as superuser.
+    pub(crate) fn postgres(&self) -> &str {
+        self.variable("OUTBOXD_TEST_POSTGRES")
+    }
+
+    /// `host:port` of the broker.
+    pub(crate) fn kafka(&self) -> &str {
+        self.variable("OUTBOXD_TEST_KAFKA")
+    }
+
+    /// `stop`, `start`, `kill`, `pause` or `resume` of `postgres` or `kafka`; back when it is done.
+    pub(crate) async fn does(&self, verb: &str, server: &str) {
+        self.call(&[verb, server]).await;
+    }
+
+    fn variable(&self, name: &str) -> &str {
+        let found = self.variables.iter().find(|(found, _)| found == name);
+        &found.unwrap_or_else(|| panic!("deploy/servers did not print {name}")).1
+    }
+
+    async fn call(&self, arguments: &[&str]) -> String {
+        let folder = self.folder.path().join("servers");
+        let output = Command::new(&self.script).args(arguments).arg("--dir").arg(folder).output().await.unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "deploy/servers {arguments:?}: {}\n{stderr}", output.status);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        let folder = self.folder.path().join("servers");
+        let down = std::process::Command::new(&self.script).arg("down").arg("--dir").arg(folder).output();
+        if let Err(error) = down {
+            eprintln!("servers in {} were not taken down: {error}", self.folder.path().display());
+        }
+    }
+}
