@@ -127,6 +127,7 @@ impl Lane {
 
     /// One session, from connecting to the first trouble or to the end.
     async fn session(&mut self) -> Result<Ended, Trouble> {
+        self.refusal.mark_unchanged(); // what was told before is looked at anew by ourselves
         let Some(parts) = self.unless_stopped(Self::gather).await? else { return Ok(Ended::Clean) };
         let mut parts = parts;
         let Some((lease, cursor)) = self.lead(&mut parts).await? else { return Ok(Ended::Clean) };
@@ -245,17 +246,15 @@ impl Lane {
             let seen = until.as_deref().filter(|_| unchanged);
             if cursor::is_free(&place, &parts.claim, seen) {
                 let outlived = row.and_then(|row| row.owner.as_deref()).is_some_and(|owner| owner != parts.claim.owner);
-                if let Acquired::Held(lease, cursor) =
-                    cursor::acquire(&mut parts.writer, &parts.claim, seen).await.map_err(Trouble::Row)?
-                {
+                let acquired = cursor::acquire(&mut parts.writer, &parts.claim, seen).await.map_err(Trouble::Row)?;
+                if let Acquired::Held(lease, cursor) = acquired {
                     return if outlived { self.hold(parts, lease, cursor).await } else { Ok(Some((lease, cursor))) };
                 }
-            } else {
-                let holder = row.and_then(|row| row.owner.as_deref()).unwrap_or("nobody");
-                let reason =
-                    format!("another relay ({holder}) holds the lease of {}/{}", self.desk.outbox(), self.desk.lane());
-                self.desk.enter(LaneState::Standby, Some(&reason), None);
             }
+            let holder = row.and_then(|row| row.owner.as_deref()).unwrap_or("nobody yet");
+            let reason =
+                format!("another relay ({holder}) holds the lease of {}/{}", self.desk.outbox(), self.desk.lane());
+            self.desk.enter(LaneState::Standby, Some(&reason), None);
             if !self.sleep(STANDBY_LOOK).await {
                 return Ok(None);
             }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 /// How often backlog and open transactions are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How often the standing guards are.
+/// How often the standing guards are; as often as the rest while one of them forbids reading.
 const GUARD_EVERY: Duration = Duration::from_mins(1);
 /// After an error the lane is in the same trouble, and says so; this only looks again.
 const AFTER_ERROR: Duration = Duration::from_secs(2);
@@ -49,7 +49,8 @@ impl Monitor {
         let mut session = db::connect(&self.url, Purpose::Observe).await?;
         let mut guarded: Option<Instant> = None;
         loop {
-            if guarded.is_none_or(|at| at.elapsed() >= GUARD_EVERY) {
+            let pause = if self.refusal.borrow().is_some() { LOOK_EVERY } else { GUARD_EVERY };
+            if guarded.is_none_or(|at| at.elapsed() >= pause) {
                 self.guard(&mut session, said).await?;
                 guarded = Some(Instant::now());
             }
@@ -64,7 +65,8 @@ impl Monitor {
     async fn guard(&self, session: &mut Session, said: &mut HashSet<String>) -> Result<(), DbError> {
         let findings = standing::look(session, &[self.desk.outbox().to_owned()]).await?;
         let refusal = findings.iter().find_map(standing::Finding::refusal);
-        self.refusal.send_if_modified(|current| std::mem::replace(current, refusal.clone()) != refusal);
+        // Told again as long as it holds: the lane looks only at what is told after its own look.
+        self.refusal.send_if_modified(|told| refusal.is_some() | (std::mem::replace(told, refusal.clone()) != refusal));
         for finding in findings.iter().filter(|finding| finding.refusal().is_none()) {
             if said.insert(finding.message.clone()) {
                 changes::finding(self.desk.outbox(), &finding.message, finding.hint.as_deref());

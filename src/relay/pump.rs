@@ -173,7 +173,7 @@ impl<'l> Pump<'l> {
         refusal: &mut watch::Receiver<Option<Refusal>>,
         stop: &CancellationToken,
     ) -> (End, usize) {
-        let mut tasks = TaskGroup::default();
+        let (mut tasks, reader) = (TaskGroup::default(), poll.process());
         if let Some(feed) = self.feed.take() {
             tasks.spawn("reader", reader::read(poll, from, self.relay.poll, feed));
         }
@@ -190,7 +190,7 @@ impl<'l> Pump<'l> {
                 open_events,
             );
         }
-        (self.wind_up(ended).await, open_events)
+        (self.wind_up(ended, reader).await, open_events)
     }
 
     async fn turn(
@@ -490,7 +490,7 @@ impl<'l> Pump<'l> {
     }
 
     /// Stop and trouble end alike: collect what the producer still knows, save the settled prefix, give the lease back when stopping.
-    async fn wind_up(mut self, ended: Result<(), Trouble>) -> End {
+    async fn wind_up(mut self, ended: Result<(), Trouble>, reader: i32) -> End {
         let stopping = self.stop_by.is_some();
         let settled = self.is_settled();
         let patience = if matches!(ended, Err(Trouble::Fenced | Trouble::LeaseLost(_))) || stopping {
@@ -507,6 +507,7 @@ impl<'l> Pump<'l> {
         self.ledger.advance();
         let (writer, unsaved) = self.saving.end().await;
         if let Some((mut session, mut lease)) = writer {
+            session.cancel(reader).await;
             let fenced_off = matches!(ended, Err(Trouble::Fenced | Trouble::Displaced | Trouble::Db(_)));
             if (unsaved || self.ledger.take_progress().moved) && !fenced_off {
                 drop(cursor::save(&mut session, &mut lease, self.ledger.position()).await); // if it fails, the row stands where it stood
@@ -541,11 +542,12 @@ async fn pending<T>(step: &mut Pending<T>) -> T {
 
 /// Waits until a standing guard forbids reading. Cancel-safe.
 async fn refused(refusal: &mut watch::Receiver<Option<Refusal>>) -> Refusal {
-    let found = refusal.wait_for(Option::is_some).await.ok().and_then(|found| found.clone());
-    match found {
-        Some(found) => found,
-        None => std::future::pending().await, // the monitor is gone: the process ends
+    while refusal.changed().await.is_ok() {
+        if let Some(found) = refusal.borrow_and_update().clone() {
+            return found;
+        }
     }
+    std::future::pending().await // the monitor is gone: the process ends
 }
 
 fn name(event: &Event) -> String {

@@ -43,6 +43,11 @@ impl Poll {
         Self { session, size, upto: None, first: both(window::first), page: both(window::page) }
     }
 
+    /// The server's process that reads, for cancelling it.
+    pub fn process(&self) -> i32 {
+        self.session.server.pid
+    }
+
     /// Reads what comes after `from`: a whole small window, or a page of a large one.
     ///
     /// Not cancel-safe: a dropped read leaves the connection in the middle of an answer; drop it too.

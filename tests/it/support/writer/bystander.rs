@@ -34,7 +34,7 @@ pub(super) async fn end_prepared(shared: Shared, mut prepared: mpsc::Receiver<Pr
 }
 
 fn is_gone(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "42704")
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "42704")
 }
 
 /// Draws an id at the start, holds its transaction open, and writes a last event on a stream that all write.
