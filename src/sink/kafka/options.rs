@@ -132,6 +132,15 @@ mod tests {
     }
 
     #[test]
+    fn security_and_compression_are_built_in() {
+        let native = producer(&kafka(&[]), PLAIN, 32 << 20).create_native_config().unwrap();
+        let features = native.get("builtin.features").unwrap();
+        for feature in ["gzip", "snappy", "lz4", "zstd", "ssl", "sasl_plain", "sasl_scram"] {
+            assert!(features.split(',').any(|found| found.trim() == feature), "{feature} is not among {features}");
+        }
+    }
+
+    #[test]
     fn librdkafka_takes_all_of_it() {
         for care in [Care::Batched, Care::Alone] {
             producer(&kafka(&[("batch.size", "5000")]), Tuning { care, ..PLAIN }, 1 << 40)
