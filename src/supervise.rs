@@ -26,7 +26,7 @@ pub enum Ended {
 impl TaskGroup {
     /// Starts a task; its name is also its span.
     pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        let span = tracing::info_span!("task", name);
+        let span = tracing::debug_span!("task", name); // entered at every poll: at `info` it costs nothing
         let handle = self.tasks.spawn(task.instrument(span));
         self.names.insert(handle.id(), name);
     }
