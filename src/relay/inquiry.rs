@@ -1,6 +1,6 @@
 //! Questions to the cluster, one at a time, beside the pump: about a topic, and whether the cluster is back.
 
-use super::pump::{Pending, later};
+use super::pending::{Pending, later};
 use crate::sink::SendError;
 use crate::sink::kafka::topics::{Topic, Topics};
 use std::time::Duration;

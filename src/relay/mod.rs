@@ -6,6 +6,7 @@ pub mod lane;
 pub mod leadership;
 pub mod ledger;
 pub mod monitor;
+pub mod pending;
 pub mod pump;
 pub mod reader;
 pub mod saving;

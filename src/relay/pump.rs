@@ -14,6 +14,7 @@ use super::desk::Desk;
 use super::inquiry::{Answer, Inquiry};
 use super::leadership::Terms;
 use super::ledger::{Bounds, Ledger};
+use super::pending::{later, pending};
 use super::reader;
 use super::saving::{Done, Saving, Urgency, Writer};
 use super::status::LaneState;
@@ -35,7 +36,6 @@ use crate::store::cursor;
 use crate::store::guards::Refusal;
 use crate::supervise::TaskGroup;
 use crate::telemetry::changes;
-use std::pin::Pin;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -61,9 +61,6 @@ pub enum End {
     /// Something is wrong.
     Trouble(Trouble),
 }
-
-/// A step under way; `None` if there is none.
-pub type Pending<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
 
 /// The batch that is being sent.
 struct Current {
@@ -507,8 +504,10 @@ impl<'l> Pump<'l> {
         self.ledger.advance();
         let (writer, unsaved) = self.saving.end().await;
         if let Some((mut session, mut lease)) = writer {
-            session.cancel(reader).await;
             let fenced_off = matches!(ended, Err(Trouble::Fenced | Trouble::Displaced | Trouble::Db(_)));
+            if !fenced_off {
+                session.cancel(reader).await;
+            }
             if (unsaved || self.ledger.take_progress().moved) && !fenced_off {
                 drop(cursor::save(&mut session, &mut lease, self.ledger.position()).await); // if it fails, the row stands where it stood
             }
@@ -532,14 +531,6 @@ enum Step {
     Stand,
 }
 
-/// Waits for a pending step; for ever if there is none. Cancel-safe: the step stays where it is.
-async fn pending<T>(step: &mut Pending<T>) -> T {
-    match step {
-        Some(step) => step.await,
-        None => std::future::pending().await,
-    }
-}
-
 /// Waits until a standing guard forbids reading. Cancel-safe.
 async fn refused(refusal: &mut watch::Receiver<Option<Refusal>>) -> Refusal {
     while refusal.changed().await.is_ok() {
@@ -552,11 +543,6 @@ async fn refused(refusal: &mut watch::Receiver<Option<Refusal>>) -> Refusal {
 
 fn name(event: &Event) -> String {
     format!("{} ({})", event.id, event.event_id)
-}
-
-/// A moment after another.
-pub fn later(from: Instant, duration: Duration) -> Instant {
-    from.checked_add(duration).unwrap_or(from)
 }
 
 fn as_u64(number: usize) -> u64 {

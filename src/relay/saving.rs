@@ -2,7 +2,7 @@
 //! One statement at a time; the pump goes on meanwhile.
 
 use super::leadership::Terms;
-use super::pump::{Pending, later};
+use super::pending::{Pending, later};
 use super::verdict::Trouble;
 use crate::db::{DbError, Session};
 use crate::outbox::cursor::Cursor;

@@ -2,6 +2,7 @@
 
 pub mod record;
 pub mod rule;
+pub mod stored;
 pub mod template;
 
 use crate::config::outbox::Outbox;

@@ -1,11 +1,8 @@
 //! A record: what is sent to Kafka, and the names of its headers. Pure.
 
-use super::{Rejection, rule, template};
+use super::{Rejection, rule, stored, template};
 use crate::config::route::{Route, Timestamp, Value};
 use crate::outbox::event::Event;
-use serde::Deserializer;
-use serde::de::{MapAccess, Visitor};
-use serde_json::value::RawValue;
 use std::borrow::Cow;
 
 /// The headers that each record carries; an entry of the event's `headers` may not bear one of these names.
@@ -77,7 +74,7 @@ fn headers<'e>(route: &'e Route, event: &'e Event) -> Result<Headers<'e>, Reject
     for (name, value) in &route.headers {
         headers.push((Cow::Borrowed(name), Some(template::fill(value, event, "header")?)));
     }
-    for (name, value) in entries(event)? {
+    for (name, value) in stored::entries(event)? {
         if OWN_HEADERS.contains(&name.as_str()) {
             return Err(Rejection {
                 code: "reserved_header",
@@ -88,70 +85,6 @@ fn headers<'e>(route: &'e Route, event: &'e Event) -> Result<Headers<'e>, Reject
         headers.push((Cow::Owned(name), value.map(Cow::Owned)));
     }
     Ok(headers)
-}
-
-/// One entry of the event's headers, as text.
-///
-/// # Errors
-/// The headers are not a JSON object.
-pub fn header_text(event: &Event, name: &str) -> Result<Option<String>, Rejection> {
-    Ok(entries(event)?.into_iter().find(|(found, _)| found == name).and_then(|(_, value)| value))
-}
-
-/// The entries of the event's headers in their order: text as it is, `null` as a null header, the rest as compact JSON.
-fn entries(event: &Event) -> Result<Vec<(String, Option<String>)>, Rejection> {
-    let Some(text) = &event.headers else { return Ok(Vec::new()) };
-    let mut deserializer = serde_json::Deserializer::from_str(text);
-    let entries = deserializer.deserialize_map(Entries).map_err(|_| bad_headers())?;
-    entries.into_iter().map(|(name, value)| Ok((name, header_value(value.get())?))).collect()
-}
-
-fn header_value(json: &str) -> Result<Option<String>, Rejection> {
-    match json.bytes().next() {
-        Some(b'"') => serde_json::from_str(json).map(Some).map_err(|_| bad_headers()),
-        Some(b'n') => Ok(None),
-        _ => Ok(Some(compact(json))),
-    }
-}
-
-/// Takes the blanks out that stand between the tokens of a JSON text. Numbers stay as they are: a number type would change some.
-fn compact(json: &str) -> String {
-    let (mut quoted, mut escaped) = (false, false);
-    let keep = |c: &char| {
-        let blank = !quoted && c.is_ascii_whitespace();
-        if *c == '"' && !escaped {
-            quoted = !quoted;
-        }
-        escaped = quoted && *c == '\\' && !escaped;
-        !blank
-    };
-    json.chars().filter(keep).collect()
-}
-
-struct Entries;
-
-impl<'de> Visitor<'de> for Entries {
-    type Value = Vec<(String, &'de RawValue)>;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a JSON object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut entries = Vec::new();
-        while let Some(entry) = map.next_entry()? {
-            entries.push(entry);
-        }
-        Ok(entries)
-    }
-}
-
-fn bad_headers() -> Rejection {
-    Rejection {
-        code: "bad_headers",
-        reason: "the event's headers are not a JSON object".to_owned(),
-        hint: "write an object of names and texts",
-    }
 }
 
 /// Kafka's rule for names: `[a-zA-Z0-9._-]`, 1 to 249 of them, not `.` or `..`.
@@ -189,20 +122,6 @@ fn millis(event: &Event) -> Result<i64, Rejection> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn header_values_keep_their_text() {
-        let table = [
-            (r#""a\nb""#, Some("a\nb")),
-            ("null", None),
-            ("12345678901234567890.10", Some("12345678901234567890.10")),
-            ("true", Some("true")),
-            (r#"{"a b": [1, 2.50, "x \" y"]}"#, Some(r#"{"a b":[1,2.50,"x \" y"]}"#)),
-        ];
-        for (json, text) in table {
-            assert_eq!(header_value(json).unwrap().as_deref(), text, "{json}");
-        }
-    }
 
     #[test]
     fn kafka_decides_which_topic_names_are_legal() {

@@ -1,7 +1,7 @@
 //! Fills the templates of topics, keys and headers. Pure. They were parsed when the configuration was read.
 
 use super::Rejection;
-use super::record::header_text;
+use super::stored::header_text;
 use crate::config::route::{Field, Part, Template};
 use crate::outbox::event::Event;
 use std::borrow::Cow;
