@@ -23,7 +23,7 @@ pub enum DbErrorKind {
     Other,
 }
 
-/// An error of Postgres or of the way to it. `Display` leaves the source out; print the chain once.
+/// An error of Postgres or of the way to it. It says what the driver said, once; there is no source behind it.
 #[derive(Debug, thiserror::Error)]
 #[error("{doing}{}: {what}", .host.as_ref().map(|host| format!(" {host}")).unwrap_or_default())]
 pub struct DbError {
@@ -33,8 +33,6 @@ pub struct DbError {
     what: String,
     hint: Option<String>,
     code: Option<String>,
-    #[source]
-    source: Option<Box<sqlx::Error>>,
 }
 
 impl DbError {
@@ -54,20 +52,20 @@ impl DbError {
     }
 
     /// Classifies what the driver returned while `doing` something.
-    pub fn from_driver(doing: &'static str, error: sqlx::Error) -> Self {
-        let (kind, what, hint, code) = match &error {
+    pub fn from_driver(doing: &'static str, error: &sqlx::Error) -> Self {
+        let (kind, what, hint, code) = match error {
             sqlx::Error::Database(database) => classify_database(database.as_ref()),
             sqlx::Error::Io(io) => (DbErrorKind::Unavailable, io.to_string(), None, None),
             sqlx::Error::Tls(tls) => (DbErrorKind::Rejected, format!("TLS: {tls}"), Some(TLS_HINT.to_owned()), None),
             sqlx::Error::Configuration(why) => (DbErrorKind::Rejected, why.to_string(), None, None),
             other => (DbErrorKind::Other, other.to_string(), None, None),
         };
-        Self { kind, doing, host: None, what, hint, code, source: Some(Box::new(error)) }
+        Self { kind, doing, host: None, what, hint, code }
     }
 
     /// [`DbError::from_driver`] as a closure for `map_err`.
     pub fn during(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
-        move |error| Self::from_driver(doing, error)
+        move |error| Self::from_driver(doing, &error)
     }
 
     /// Adds the server's address.
@@ -99,7 +97,7 @@ impl DbError {
     }
 
     fn plain(kind: DbErrorKind, doing: &'static str, what: String, hint: Option<String>) -> Self {
-        Self { kind, doing, host: None, what, hint, code: None, source: None }
+        Self { kind, doing, host: None, what, hint, code: None }
     }
 }
 

@@ -76,7 +76,7 @@ pub async fn migrate(session: &mut Session) -> Result<usize, MigrationError> {
             Err(MigrateError::VersionMismatch(version)) => return Err(MigrationError::Edited(version)),
             Err(MigrateError::VersionMissing(version)) => return Err(MigrationError::Newer(version)),
             Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => {
-                let error = DbError::from_driver("migrating", error);
+                let error = DbError::from_driver("migrating", &error);
                 if error.kind() != DbErrorKind::Busy {
                     return Err(MigrationError::Db(error));
                 }

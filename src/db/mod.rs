@@ -134,7 +134,7 @@ async fn open(url: &Secret, purpose: Purpose) -> Result<Session, DbError> {
     let options = options(url)?;
     let host = format!("{}:{}", options.get_host(), options.get_port());
     let doing = "connecting";
-    let mut connection = options.connect().await.map_err(|error| DbError::from_driver(doing, error).at(&host))?;
+    let mut connection = options.connect().await.map_err(|error| DbError::from_driver(doing, &error).at(&host))?;
     let standby: bool = sqlx::query_scalar("select pg_is_in_recovery()")
         .fetch_one(&mut connection)
         .await

@@ -179,11 +179,15 @@ impl Lane {
     }
 
     fn say(&self, note: Note) {
-        let moved = |what| changes::moved(self.desk.outbox(), self.desk.lane(), what);
+        let moved = |what: String| changes::moved(self.desk.outbox(), self.desk.lane(), &what);
         match note {
             Note::AsBefore => {}
-            Note::Moved => moved("another system identifier, cursor intact: upgraded or moved; run ANALYZE"),
-            Note::FailedOver => moved("another timeline: failed over; the cursor is read again"),
+            Note::Moved { from, to } => {
+                moved(format!("system identifier {from} -> {to}, cursor intact: upgraded or moved; run ANALYZE"));
+            }
+            Note::FailedOver { from, to } => {
+                moved(format!("timeline {from} -> {to}: failed over; the cursor is read again"));
+            }
         }
     }
 

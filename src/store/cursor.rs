@@ -165,7 +165,7 @@ pub async fn acquire(
     let Some(row) = Session::brief(doing, statement).await.map_err(CursorRowError::Db)? else {
         return Ok(Acquired::Foreign);
     };
-    let (epoch, cursor) = read(&row).map_err(|error| CursorRowError::Db(DbError::from_driver(doing, error)))?;
+    let (epoch, cursor) = read(&row).map_err(|error| CursorRowError::Db(DbError::from_driver(doing, &error)))?;
     let cursor =
         cursor.map_err(|source| CursorRowError::Cursor { outbox: claim.outbox.clone(), lane: claim.lane, source })?;
     Ok(Acquired::Held(Lease { claim: claim.clone(), epoch, renewed }, cursor))

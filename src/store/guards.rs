@@ -18,6 +18,12 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// Rows that a policy hides would be passed by the cursor, and never be seen again.
+    pub fn hidden_rows(role: &str) -> Self {
+        let hint = format!("alter role {role} bypassrls");
+        Self::new(format!("row-level security hides events from {role}"), hint)
+    }
+
     fn new(message: String, hint: impl Into<String>) -> Self {
         Self { message, hint: Some(hint.into()) }
     }
@@ -140,14 +146,24 @@ fn read_cursor_row(row: &PgRow) -> Result<CursorRow, sqlx::Error> {
 }
 
 /// What an operator should know although the relay goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
     /// Nothing.
     AsBefore,
     /// The cluster is another one, the cursor intact: `pg_upgrade`, or a move.
-    Moved,
+    Moved {
+        /// Saved system identifier.
+        from: i64,
+        /// That of this cluster.
+        to: i64,
+    },
     /// The timeline is another one: a fail-over.
-    FailedOver,
+    FailedOver {
+        /// Saved timeline.
+        from: String,
+        /// The one now.
+        to: String,
+    },
 }
 
 /// Judges whether the cursor fits this database. Pure.
@@ -168,10 +184,7 @@ pub enum Note {
 /// The [`Refusal`], with the command that mends it.
 pub fn judge_place(place: &Place, outbox: &str, role: &str, kafka_cluster: &str) -> Result<Note, Refusal> {
     if place.hidden {
-        return Err(Refusal::new(
-            format!("row-level security hides events from {role}"),
-            format!("alter role {role} bypassrls"),
-        ));
+        return Err(Refusal::hidden_rows(role));
     }
     let Some(row) = &place.cursor else { return Ok(Note::AsBefore) };
     if let Some(refusal) = foreign(place, row, outbox) {
@@ -190,8 +203,8 @@ pub fn judge_place(place: &Place, outbox: &str, role: &str, kafka_cluster: &str)
         ));
     }
     Ok(match (row.system_id == place.system_id, row.timeline == place.timeline) {
-        (false, _) => Note::Moved,
-        (true, false) => Note::FailedOver,
+        (false, _) => Note::Moved { from: row.system_id, to: place.system_id },
+        (true, false) => Note::FailedOver { from: row.timeline.clone(), to: place.timeline.clone() },
         (true, true) => Note::AsBefore,
     })
 }
@@ -207,8 +220,13 @@ fn foreign(place: &Place, row: &CursorRow, outbox: &str) -> Option<Refusal> {
         );
         return Some(Refusal::new(message, rebase));
     }
-    if !row.xid_forward || same_timeline && !row.wal_forward {
+    if !row.xid_forward {
         let message = format!("transaction ids went back (database {}, cursor {})", place.next_xid, row.known_xid);
+        return Some(Refusal::new(message, rebase));
+    }
+    if same_timeline && !row.wal_forward {
+        let message =
+            "the WAL went back behind the saved cursor: an older state of this database was put back".to_owned();
         return Some(Refusal::new(message, rebase));
     }
     if same_cluster && row.database_oid != place.database_oid {
@@ -262,14 +280,15 @@ mod tests {
 
     #[test]
     fn a_cursor_goes_on_only_where_it_was_saved() {
+        let failed_over = Note::FailedOver { from: "00000001".into(), to: "00000002".into() };
         assert_eq!(judge(|_, _| ()), Ok(Note::AsBefore));
-        assert_eq!(judge(|place, _| place.system_id = 2), Ok(Note::Moved));
-        assert_eq!(judge(|place, _| place.timeline = "00000002".into()), Ok(Note::FailedOver));
+        assert_eq!(judge(|place, _| place.system_id = 2), Ok(Note::Moved { from: 1, to: 2 }));
+        assert_eq!(judge(|place, _| place.timeline = "00000002".into()), Ok(failed_over.clone()));
         assert_eq!(judge(|_, row| row.kafka_cluster = None), Ok(Note::AsBefore));
         let refused = [
             (judge(|_, row| row.ours = false), "was not written here (xmin 700, saved 700)"),
             (judge(|_, row| row.xid_forward = false), "transaction ids went back (database 800, cursor 701)"),
-            (judge(|_, row| row.wal_forward = false), "transaction ids went back"),
+            (judge(|_, row| row.wal_forward = false), "the WAL went back behind the saved cursor"),
             (judge(|place, _| place.database_oid = Oid(6)), "copy of database 5: both would publish"),
             (
                 judge(|_, row| row.kafka_cluster = Some("k0".into())),
@@ -288,10 +307,14 @@ mod tests {
 
     #[test]
     fn a_wal_that_went_back_elsewhere_says_nothing() {
+        let failed_over = Note::FailedOver { from: "00000001".into(), to: "00000002".into() };
         assert_eq!(
             judge(|place, row| (place.timeline = "00000002".into(), row.wal_forward = false).0),
-            Ok(Note::FailedOver)
+            Ok(failed_over.clone())
         );
-        assert_eq!(judge(|place, row| (place.system_id = 2, row.wal_forward = false).0), Ok(Note::Moved));
+        assert_eq!(
+            judge(|place, row| (place.system_id = 2, row.wal_forward = false).0),
+            Ok(Note::Moved { from: 1, to: 2 })
+        );
     }
 }

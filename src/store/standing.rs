@@ -54,10 +54,21 @@ pub async fn look(session: &mut Session, outboxes: &[String]) -> Result<Vec<Find
     if !missing.is_empty() {
         return Ok(missing);
     }
+    if let Some(finding) = hidden(session).await? {
+        return Ok(vec![finding]); // with `row_security = off` the rest would fail, with a worse message
+    }
     let statement = sqlx::query(STANDING).bind(outboxes).fetch_one(&mut session.connection);
     let row = Session::brief("checking the outbox", statement).await?;
     let facts = read_standing(&row).map_err(DbError::during("checking the outbox"))?;
     Ok(judge_standing(&facts))
+}
+
+async fn hidden(session: &mut Session) -> Result<Option<Finding>, DbError> {
+    let statement =
+        sqlx::query_scalar("select row_security_active('outbox.events')").fetch_one(&mut session.connection);
+    let hidden: bool = Session::brief("looking for row-level security", statement).await?;
+    let refusal = hidden.then(|| Refusal::hidden_rows(&session.server.role));
+    Ok(refusal.map(|refusal| Finding { severity: Severity::Refuse, message: refusal.message, hint: refusal.hint }))
 }
 
 async fn schema(session: &mut Session) -> Result<Option<Finding>, DbError> {
@@ -69,11 +80,7 @@ async fn schema(session: &mut Session) -> Result<Option<Finding>, DbError> {
     .await?;
     if usage == Some(false) {
         let message = format!("role {} lacks usage on schema outbox", session.server.role);
-        return Ok(Some(Finding::new(
-            Severity::Refuse,
-            message,
-            format!("grant outbox_relay to {}", session.server.role),
-        )));
+        return Ok(Some(Finding::new(Severity::Refuse, message, usage_hint(&session.server.role))));
     }
     let readable: Option<bool> = Session::brief(
         "checking the schema",
@@ -104,6 +111,11 @@ fn judge_schema(state: SchemaState) -> Option<Finding> {
         ),
     };
     Some(Finding::new(Severity::Refuse, message, hint))
+}
+
+/// The role may be a member already, of a group that has lost the grant.
+fn usage_hint(role: &str) -> String {
+    format!("grant outbox_relay to {role}, or: grant usage on schema outbox to {role}")
 }
 
 const GRANTS: &str = "
@@ -198,6 +210,10 @@ fn judge_standing(facts: &Standing) -> Vec<Finding> {
     let sequence = "outbox.events_id_seq";
     let behind = facts.sequence_at < facts.largest_id;
     let disordered = facts.cache != 1 || facts.increment != 1 || facts.cycles;
+    let disorder = match facts.cache {
+        1 => format!("sequence {sequence} does not count up by one: ids are out of order"),
+        cache => format!("sequence {sequence} has cache {cache}: ids are out of order"),
+    };
     let guards = [
         (
             !facts.plain_table,
@@ -208,7 +224,7 @@ fn judge_standing(facts: &Standing) -> Vec<Finding> {
         (
             disordered,
             Severity::Refuse,
-            format!("sequence {sequence} has cache {}: ids are out of order", facts.cache),
+            disorder,
             format!("alter sequence {sequence} increment 1 cache 1 no cycle, reconnect the writers"),
         ),
         (
@@ -223,7 +239,7 @@ fn judge_standing(facts: &Standing) -> Vec<Finding> {
             facts.subscribed,
             Severity::Refuse,
             "outbox.events is the target of a subscription: its rows carry foreign transaction ids".to_owned(),
-            "drop it from the publication".to_owned(),
+            "drop the table from the publication, then: alter subscription … refresh publication".to_owned(),
         ),
         (
             !facts.xid_default,

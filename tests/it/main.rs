@@ -6,6 +6,7 @@
 //! run and says so: a test that skips itself proves nothing.
 
 mod faults;
+mod guards;
 mod naive;
 mod pages;
 mod partitions;

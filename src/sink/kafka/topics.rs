@@ -14,6 +14,10 @@ use std::time::Duration;
 /// Kafka's default for `max.message.bytes`; assumed where we may not ask.
 const ASSUMED_LIMIT_BYTES: usize = 1_048_588;
 
+/// How long a topic may take to be known everywhere: a second.
+const SPREADING_TRIES: u32 = 10;
+const SPREADING_PAUSE: Duration = Duration::from_millis(100);
+
 /// A cluster that is slower than this counts as away.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -94,7 +98,7 @@ impl Topics {
             Err(missing) if is_missing(&missing) && self.create.is_some() => self.make(topic).await?,
             other => other.map_err(|failure| error::describe(&format!("topic {topic}"), &failure))?,
         };
-        let learnt = Topic { partitions, limit_bytes: self.limit(topic).await };
+        let learnt = Topic { partitions, limit_bytes: self.limit(topic).await? };
         self.known.insert(topic.to_owned(), learnt);
         Ok(learnt)
     }
@@ -141,22 +145,38 @@ impl Topics {
         Ok(usize::try_from(create.partitions).unwrap_or_default())
     }
 
-    async fn limit(&self, topic: &str) -> usize {
+    /// A topic that was just made is known to the brokers one after the other.
+    async fn limit(&self, topic: &str) -> Result<usize, SendError> {
+        for _ in 0..SPREADING_TRIES {
+            match self.ask_limit(topic).await {
+                Err(RDKafkaErrorCode::UnknownTopicOrPartition) => tokio::time::sleep(SPREADING_PAUSE).await,
+                Err(RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed) => {
+                    let assumed_bytes = ASSUMED_LIMIT_BYTES;
+                    tracing::warn!(
+                        topic,
+                        assumed_bytes,
+                        "the limit of the topic may not be read (DescribeConfigs): assuming Kafka's default"
+                    );
+                    return Ok(assumed_bytes);
+                }
+                other => return other.map_err(|code| refused(topic, code)),
+            }
+        }
+        Err(refused(topic, RDKafkaErrorCode::UnknownTopicOrPartition))
+    }
+
+    async fn ask_limit(&self, topic: &str) -> Result<usize, RDKafkaErrorCode> {
         let options = AdminOptions::new().request_timeout(Some(ANSWER_TIMEOUT));
         let asked = self.admin.describe_configs([&ResourceSpecifier::Topic(topic)], &options).await;
-        let limit = asked
-            .ok()
-            .and_then(|mut results| results.pop()?.ok())
-            .and_then(|found| found.get("max.message.bytes")?.value.as_ref()?.parse().ok());
-        limit.unwrap_or_else(|| {
-            tracing::warn!(
-                topic,
-                assumed_bytes = ASSUMED_LIMIT_BYTES,
-                "the limit of the topic may not be read (DescribeConfigs): assuming Kafka's default"
-            );
-            ASSUMED_LIMIT_BYTES
-        })
+        let unknown = |failure: KafkaError| failure.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+        let found = asked.map_err(unknown)?.pop().ok_or(RDKafkaErrorCode::Fail)??;
+        let limit = found.get("max.message.bytes").and_then(|entry| entry.value.as_ref()?.parse().ok());
+        limit.ok_or(RDKafkaErrorCode::Fail)
     }
+}
+
+fn refused(topic: &str, code: RDKafkaErrorCode) -> SendError {
+    error::describe(&format!("the limit of topic {topic}"), &KafkaError::AdminOp(code))
 }
 
 /// librdkafka's look-ups block their thread.

@@ -195,8 +195,9 @@ fn extent(stopped_at: Option<RowId>) -> Extent {
     stopped_at.map_or(Extent::Whole, Extent::UpTo)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` gives")]
 fn reading(error: sqlx::Error) -> SourceError {
-    SourceError::Db(DbError::from_driver("reading events", error))
+    SourceError::Db(DbError::from_driver("reading events", &error))
 }
 
 fn no_answer() -> SourceError {
