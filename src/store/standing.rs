@@ -115,7 +115,7 @@ fn judge_schema(state: SchemaState) -> Option<Finding> {
 
 /// The role may be a member already, of a group that has lost the grant.
 fn usage_hint(role: &str) -> String {
-    format!("grant outbox_relay to {role}, or: grant usage on schema outbox to {role}")
+    format!("grant usage on schema outbox to {role}, or: grant outbox_relay to {role}")
 }
 
 const GRANTS: &str = "
