@@ -200,7 +200,9 @@ impl Session {
 
     /// Cancels what another session of our role is doing: a client that only hangs up is noticed when the answer is ready.
     pub async fn cancel(&mut self, process: i32) {
-        let statement = sqlx::query("select pg_cancel_backend($1)").bind(process).execute(&mut self.connection);
+        let statement = sqlx::query("select pg_cancel_backend(pid) from pg_stat_activity where pid = $1") // gone already: no warning
+            .bind(process)
+            .execute(&mut self.connection);
         if let Err(error) = Self::brief("cancelling a read", statement).await {
             tracing::debug!(%error, "a read was not cancelled");
         }

@@ -22,7 +22,7 @@ use crate::store::cursor::{self, Acquired, Beginning, Claim, Lease};
 use crate::store::guards::{self, Note, Place, Refusal};
 use crate::store::standing;
 use crate::telemetry::changes;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -54,6 +54,7 @@ pub struct Lane {
     careful_events: usize,
     suspects_batch: bool,
     failures: u32,
+    first_look: Arc<OnceLock<bool>>,
 }
 
 /// How a lane ended.
@@ -74,7 +75,7 @@ struct Parts {
 }
 
 impl Lane {
-    /// Prepares a lane; nothing is connected yet.
+    /// Prepares a lane; nothing is connected yet. All lanes of a process share the `first_look`.
     pub fn new(
         config: Arc<Config>,
         outbox: Outbox,
@@ -82,6 +83,7 @@ impl Lane {
         desk: Arc<Desk>,
         refusal: watch::Receiver<Option<Refusal>>,
         stop: CancellationToken,
+        first_look: Arc<OnceLock<bool>>,
     ) -> Self {
         let (router, terms) = (Router::compile(&outbox), Terms::of(config.relay.lease));
         Self {
@@ -100,6 +102,7 @@ impl Lane {
             careful_events: 0,
             suspects_batch: false,
             failures: 0,
+            first_look,
         }
     }
 
@@ -171,6 +174,7 @@ impl Lane {
     async fn pass_guards(&mut self, writer: &mut Session, cluster: &str) -> Result<(Place, Note), Trouble> {
         let name = self.outbox.name.as_str();
         let place = guards::place(writer, name, self.id).await.map_err(Trouble::Db)?;
+        self.any_at_start(&place);
         let note = guards::judge_place(&place, name, &writer.server.role, cluster).map_err(Trouble::Refused)?;
         if place.cursor.is_none() {
             self.begin(writer, &place).await?;
@@ -197,7 +201,7 @@ impl Lane {
         let beginning = match self.outbox.start {
             Some(Start::Earliest) => Beginning::Earliest,
             Some(Start::Latest) => Beginning::Latest,
-            None if !place.others => Beginning::Earliest,
+            None if !self.any_at_start(place) => Beginning::Earliest,
             None => {
                 let message = format!("outbox {name} has no cursor, and others have: a new one, or a renamed one?");
                 let hint =
@@ -213,6 +217,11 @@ impl Lane {
             if beginning == Beginning::Earliest { "earliest" } else { "latest" },
         );
         Ok(())
+    }
+
+    /// Whether any cursor was there when the first lane of this process looked: those that our own lanes make do not count.
+    fn any_at_start(&self, place: &Place) -> bool {
+        *self.first_look.get_or_init(|| place.any_cursor)
     }
 
     fn claim(&mut self, writer: &Session, kafka_cluster: String) -> Claim {

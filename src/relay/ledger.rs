@@ -47,6 +47,7 @@ struct Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Event,
+    LeftOut,
     EndMark,
 }
 
@@ -55,6 +56,8 @@ enum Kind {
 pub struct Progress {
     /// Events that the position moved over.
     pub events: usize,
+    /// Those among them that had records.
+    pub published: usize,
     /// Whether the position moved at all: over an end mark too.
     pub moved: bool,
 }
@@ -83,7 +86,8 @@ impl Ledger {
     /// Adds an event that is about to be sent as `records` records, none if a route leaves it out.
     pub fn sent(&mut self, position: Cursor, records: usize, bytes: usize) -> Token {
         let index = self.first.wrapping_add(self.entries.len());
-        self.entries.push_back(Entry { open: records, kind: Kind::Event, bytes, position });
+        let kind = if records == 0 { Kind::LeftOut } else { Kind::Event };
+        self.entries.push_back(Entry { open: records, kind, bytes, position });
         self.open_events = self.open_events.saturating_add(1);
         self.open_bytes = self.open_bytes.saturating_add(bytes);
         self.advance();
@@ -111,9 +115,11 @@ impl Ledger {
     pub fn advance(&mut self) {
         while let Some(entry) = self.entries.pop_front_if(|entry| entry.open == 0) {
             self.first = self.first.wrapping_add(1);
-            if entry.kind == Kind::Event {
+            if entry.kind != Kind::EndMark {
                 self.open_events = self.open_events.saturating_sub(1);
                 self.progress.events = self.progress.events.saturating_add(1);
+                self.progress.published =
+                    self.progress.published.saturating_add(usize::from(entry.kind == Kind::Event));
             }
             self.open_bytes = self.open_bytes.saturating_sub(entry.bytes);
             self.progress.moved = true;
@@ -169,7 +175,10 @@ mod tests {
         ledger.settled(tokens[0]);
         ledger.advance();
         assert_eq!(ledger.position(), &at(3));
-        assert_eq!((ledger.open_events(), ledger.take_progress()), (0, Progress { events: 3, moved: true }));
+        assert_eq!(
+            (ledger.open_events(), ledger.take_progress()),
+            (0, Progress { events: 3, published: 3, moved: true })
+        );
     }
 
     #[test]
@@ -193,13 +202,14 @@ mod tests {
         ledger.settled(token);
         ledger.advance();
         assert_eq!(ledger.position(), &at(2));
+        assert_eq!(ledger.take_progress(), Progress { events: 2, published: 1, moved: true });
     }
 
     #[test]
     fn end_marks_do_not_pile_up_and_are_no_events() {
         let mut ledger = ledger();
         ledger.mark(end(5));
-        assert_eq!(ledger.take_progress(), Progress { events: 0, moved: true });
+        assert_eq!(ledger.take_progress(), Progress { events: 0, published: 0, moved: true });
         assert_eq!(ledger.position(), &end(5));
         let token = ledger.sent(at(1), 1, 10);
         (6..1_000).for_each(|xmax| ledger.mark(end(xmax)));

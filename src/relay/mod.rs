@@ -22,8 +22,8 @@ use desk::Desk;
 use lane::{Ended, Lane};
 use monitor::Monitor;
 use std::any::Any;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -63,7 +63,7 @@ impl Relay {
     /// Runs all lanes until `stop`. The first panic stops the others, which settle and save first.
     pub async fn run(&self, stop: CancellationToken) -> Outcome {
         let (mut lanes, mut monitors) = (TaskGroup::default(), TaskGroup::default());
-        let unsettled = Arc::new(AtomicBool::new(false));
+        let (unsettled, first_look) = (Arc::new(AtomicBool::new(false)), Arc::new(OnceLock::new()));
         for (outbox, desk) in self.config.outboxes.iter().zip(&self.desks) {
             let (refusal, refused) = watch::channel(None);
             let monitor =
@@ -76,6 +76,7 @@ impl Relay {
                 Arc::clone(desk),
                 refused,
                 stop.clone(),
+                Arc::clone(&first_look),
             );
             let unsettled = Arc::clone(&unsettled);
             lanes.spawn("lane", async move {

@@ -372,7 +372,7 @@ impl<'l> Pump<'l> {
         self.queue_full = false;
         let mut reports = std::mem::take(&mut self.reports);
         self.sink.take(&mut reports);
-        let failure = self.book(&reports);
+        let failure = self.book(&reports).map(|error| self.sink.explain(error));
         self.reports = reports;
         match failure {
             Some(error) if self.sink.tuning().care == Care::Alone && error.is_rejection() => {
@@ -423,9 +423,9 @@ impl<'l> Pump<'l> {
             self.saving.events_settled();
             self.careful_left = self.careful_left.saturating_sub(progress.events);
             self.settled_events = self.settled_events.saturating_add(as_u64(progress.events));
-            self.desk.metrics.events_published.inc_by(as_u64(progress.events));
+            self.desk.metrics.events_published.inc_by(as_u64(progress.published));
             self.desk.note(|status| {
-                status.published_events = status.published_events.saturating_add(as_u64(progress.events));
+                status.published_events = status.published_events.saturating_add(as_u64(progress.published));
             });
         }
     }
@@ -433,7 +433,8 @@ impl<'l> Pump<'l> {
     // ---- status, time, end
 
     fn show(&mut self) {
-        self.unproven &= self.settled_events == 0 && !(self.idle && self.current.is_none());
+        let at_rest = self.idle && self.current.is_none() && self.ledger.open_events() == 0;
+        self.unproven &= self.settled_events == 0 && !at_rest;
         if self.unproven && self.standing.is_none() && self.inquiry.away().is_none() && self.stop_by.is_none() {
             return;
         }

@@ -44,8 +44,8 @@ pub struct Place {
     pub next_xid: String,
     /// `None` before the first start of this outbox.
     pub cursor: Option<CursorRow>,
-    /// Whether other outboxes have cursors here.
-    pub others: bool,
+    /// Whether any outbox has a cursor here.
+    pub any_cursor: bool,
 }
 
 /// The evidence in a cursor row.
@@ -89,7 +89,7 @@ pub struct CursorRow {
 const PLACE: &str = "
     select substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) as timeline, i.system_identifier, d.oid,
            row_security_active('outbox.events') as hidden, pg_snapshot_xmax(pg_current_snapshot())::text as next_xid,
-           exists (select from outbox.cursors where outbox <> $1) as others,
+           exists (select from outbox.cursors) as any_cursor,
            c.outbox, c.xmin = c.saved_xid::xid as ours, c.xmin::text as xmin, c.saved_xid::text as saved_xid,
            pg_current_wal_insert_lsn() >= c.saved_lsn as wal_forward,
            pg_snapshot_xmax(pg_current_snapshot()) >= greatest(pg_snapshot_xmax(c.s), pg_snapshot_xmax(c.t)) as xid_forward,
@@ -119,7 +119,7 @@ fn read_place(row: &PgRow) -> Result<Place, sqlx::Error> {
         database_oid: row.try_get("oid")?,
         hidden: row.try_get("hidden")?,
         next_xid: row.try_get("next_xid")?,
-        others: row.try_get("others")?,
+        any_cursor: row.try_get("any_cursor")?,
         cursor: there.map(|_| read_cursor_row(row)).transpose()?,
     })
 }
@@ -270,7 +270,7 @@ mod tests {
             hidden: false,
             next_xid: "800".into(),
             cursor: None,
-            others: false,
+            any_cursor: true,
         };
         change(&mut place, &mut row);
         place.cursor = Some(row);

@@ -24,7 +24,7 @@ pub fn lane_state(outbox: &str, lane: &str, state: &str, weight: Weight, reason:
 
 /// A session ended and the lane goes on from the saved cursor.
 pub fn session_ended(outbox: &str, lane: &str, reason: &str, settled_events: u64, unsettled_events: usize) {
-    warn!(outbox, lane, reason, settled_events, unsettled_events, "session ended, going on from the saved cursor");
+    info!(outbox, lane, reason, settled_events, unsettled_events, "session ended, going on from the saved cursor");
 }
 
 /// The lease was taken.

@@ -5,8 +5,12 @@
 //! `deploy/servers -- cargo test --test it` starts both servers, runs this and stops them. A missing server fails the
 //! run and says so: a test that skips itself proves nothing.
 
+mod bad_input;
+mod cli;
+mod delivery;
 mod faults;
 mod guards;
+mod http;
 mod naive;
 mod pages;
 mod partitions;

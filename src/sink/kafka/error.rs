@@ -44,7 +44,29 @@ pub fn describe(about: &str, error: &KafkaError) -> SendError {
 /// librdkafka's words, without its prefixes.
 fn plain(code: Code) -> String {
     let text = code.to_string();
-    text.split_once(": ").map_or(text.clone(), |(_, rest)| rest.to_owned())
+    text.split_once(": ").map_or(text.clone(), |(_, rest)| rest.trim_end_matches(')').to_owned())
+}
+
+/// What the broker said that makes a producer fatal. librdkafka keeps it in its text only: the code, and the reports of the
+/// records, speak of the order that can no longer be kept.
+const BEHIND_FATAL: [Code; 9] = [
+    Code::TopicAuthorizationFailed,
+    Code::ClusterAuthorizationFailed,
+    Code::TransactionalIdAuthorizationFailed,
+    Code::MessageSizeTooLarge,
+    Code::MessageBatchTooLarge,
+    Code::InvalidTopic,
+    Code::InvalidTimestamp,
+    Code::PolicyViolation,
+    Code::InvalidRecord,
+];
+
+/// Describes a fatal error by its cause, if its text names one.
+pub fn describe_fatal(text: &str) -> Option<SendError> {
+    let cause = BEHIND_FATAL.into_iter().find(|code| text.contains(&plain(*code)))?;
+    let topic = text.split_once("ProduceRequest for ").and_then(|(_, rest)| rest.split_once(" ["));
+    let about = topic.map_or_else(|| "kafka".to_owned(), |(topic, _)| format!("topic {topic}"));
+    Some(describe(&about, &KafkaError::Global(cause)))
 }
 
 fn hint(code: Code) -> Option<&'static str> {
@@ -74,6 +96,22 @@ fn hint(code: Code) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_cause_of_a_fatal_error_is_read_from_its_text() {
+        let text = "ProduceRequest for shop.orders [3] with 2 message(s) failed: Broker: Topic authorization failed (broker 1)";
+        let error = describe_fatal(text).unwrap();
+        assert_eq!(error.kind, SendErrorKind::Environment);
+        assert_eq!(error.what, "topic shop.orders: Topic authorization failed (TopicAuthorizationFailed)");
+        let text = "Failed to acquire idempotence PID from broker x: Broker: Cluster authorization failed";
+        assert_eq!(
+            describe_fatal(text).unwrap().what,
+            "kafka: Cluster authorization failed (ClusterAuthorizationFailed)"
+        );
+        let text = "ProduceRequest for a [0] with 1 message(s) failed: Broker: Policy violation";
+        assert_eq!(describe_fatal(text).unwrap().kind, SendErrorKind::Rejection);
+        assert_eq!(describe_fatal("Epoch bump failed"), None);
+    }
 
     #[test]
     fn only_what_is_the_records_own_fault_is_a_rejection() {

@@ -112,6 +112,13 @@ impl KafkaSink {
         self.reports.take(reports);
     }
 
+    /// The cause behind an error that is only its consequence: what made the producer fatal, if something did.
+    pub fn explain(&self, error: SendError) -> SendError {
+        let consequence = matches!(error.kind, SendErrorKind::Fatal | SendErrorKind::NotMine);
+        let fatal = consequence.then(|| self.producer.client().fatal_error()).flatten();
+        fatal.and_then(|(_, text)| error::describe_fatal(&text)).unwrap_or(error)
+    }
+
     /// Ends the producer: takes what is queued back, waits up to `patience` for what is under way, and returns the last reports.
     pub async fn close(self, patience: Duration) -> Vec<Report> {
         let Self { producer, reports, .. } = self;

@@ -80,7 +80,10 @@ impl ClientContext for Context {
     fn error(&self, failure: KafkaError, reason: &str) {
         let described = error::describe("kafka", &failure);
         match (described.kind, failure.rdkafka_error_code()) {
-            (SendErrorKind::Fatal | SendErrorKind::Fenced, _) => self.reports.push(Report::Broken(described)),
+            (SendErrorKind::Fatal, _) => {
+                self.reports.push(Report::Broken(error::describe_fatal(reason).unwrap_or(described)));
+            }
+            (SendErrorKind::Fenced, _) => self.reports.push(Report::Broken(described)),
             (
                 _,
                 Some(

@@ -7,12 +7,18 @@ use rdkafka::ClientContext;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::DeliveryResult;
+use rdkafka::metadata::Metadata;
+use rdkafka::producer::{BaseProducer, NoCustomPartitioner, Producer, ProducerContext};
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Kafka's default for `max.message.bytes`; assumed where we may not ask.
 const ASSUMED_LIMIT_BYTES: usize = 1_048_588;
+
+/// Long enough to take all errors that wait in a queue.
+const REASON_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a topic may take to be known everywhere: a second.
 const SPREADING_TRIES: u32 = 10;
@@ -32,7 +38,9 @@ pub struct Topic {
 
 /// Asks the cluster about itself and its topics.
 pub struct Topics {
-    admin: Arc<AdminClient<Quiet>>,
+    /// For metadata: a producer's queue can be polled for what is behind a silence, an admin client's cannot.
+    asker: Arc<BaseProducer<Quiet>>,
+    admin: AdminClient<Quiet>,
     create: Option<CreateTopics>,
     known: HashMap<String, Topic>,
 }
@@ -43,7 +51,11 @@ impl std::fmt::Debug for Topics {
     }
 }
 
-struct Quiet;
+/// Remembers why no broker answers.
+#[derive(Default)]
+struct Quiet {
+    reason: Mutex<Option<KafkaError>>,
+}
 
 impl ClientContext for Quiet {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -52,7 +64,26 @@ impl ClientContext for Quiet {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "librdkafka reports");
+        let telling = [RDKafkaErrorCode::Authentication, RDKafkaErrorCode::SSL, RDKafkaErrorCode::Resolve];
+        if error.rdkafka_error_code().is_some_and(|code| telling.contains(&code)) {
+            *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        }
     }
+}
+
+impl ProducerContext<NoCustomPartitioner> for Quiet {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {} // it sends nothing
+}
+
+/// Asks for metadata; of an absent cluster it says why, where librdkafka knows.
+fn metadata(asker: &BaseProducer<Quiet>, topic: Option<&str>) -> Result<Metadata, KafkaError> {
+    asker.client().fetch_metadata(topic, ANSWER_TIMEOUT).map_err(|failure| {
+        asker.poll(REASON_PAUSE); // hands the errors to the context
+        let reason = asker.context().reason.lock().unwrap_or_else(PoisonError::into_inner).take();
+        reason.unwrap_or(failure)
+    })
 }
 
 impl Topics {
@@ -62,9 +93,10 @@ impl Topics {
     /// A property that librdkafka does not take.
     pub fn new(config: &Kafka, socket_timeout: Duration) -> Result<Self, SendError> {
         let properties = options::client(config, socket_timeout);
-        let admin =
-            properties.create_with_context(Quiet).map_err(|failure| error::describe("kafka.properties", &failure))?;
-        Ok(Self { admin: Arc::new(admin), create: config.create_topics, known: HashMap::new() })
+        let refused = |failure| error::describe("kafka.properties", &failure);
+        let asker = properties.create_with_context(Quiet::default()).map_err(refused)?;
+        let admin = properties.create_with_context(Quiet::default()).map_err(refused)?;
+        Ok(Self { asker: Arc::new(asker), admin, create: config.create_topics, known: HashMap::new() })
     }
 
     /// The id of the cluster: events that went into another one never were in this.
@@ -72,12 +104,12 @@ impl Topics {
     /// # Errors
     /// No broker answers.
     pub async fn cluster(&self) -> Result<String, SendError> {
-        let admin = Arc::clone(&self.admin);
-        let asked = move || {
-            admin.inner().fetch_metadata(None, ANSWER_TIMEOUT)?; // tells why, where the call below only says no
-            Ok(admin.inner().fetch_cluster_id(ANSWER_TIMEOUT))
+        let asker = Arc::clone(&self.asker);
+        let question = move || {
+            metadata(&asker, None)?; // tells why, where the call below only says no
+            Ok(asker.client().fetch_cluster_id(ANSWER_TIMEOUT))
         };
-        match blocking(asked).await {
+        match blocking(question).await {
             Ok(Some(id)) => Ok(id),
             Ok(None) => Err(away("the cluster does not say its id")),
             Err(failure) => Err(error::describe("kafka", &failure)),
@@ -104,9 +136,9 @@ impl Topics {
     }
 
     async fn partitions(&self, topic: &str) -> Result<usize, KafkaError> {
-        let (admin, name) = (Arc::clone(&self.admin), topic.to_owned());
+        let (asker, name) = (Arc::clone(&self.asker), topic.to_owned());
         blocking(move || {
-            let metadata = admin.inner().fetch_metadata(Some(&name), ANSWER_TIMEOUT)?;
+            let metadata = metadata(&asker, Some(&name))?;
             let Some(found) = metadata.topics().iter().find(|found| found.name() == name) else {
                 return Err(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopic));
             };
@@ -150,16 +182,18 @@ impl Topics {
         for _ in 0..SPREADING_TRIES {
             match self.ask_limit(topic).await {
                 Err(RDKafkaErrorCode::UnknownTopicOrPartition) => tokio::time::sleep(SPREADING_PAUSE).await,
-                Err(RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed) => {
-                    let assumed_bytes = ASSUMED_LIMIT_BYTES;
-                    tracing::warn!(
+                Err(code) if is_silence(code) => return Err(refused(topic, code)),
+                Err(code) => {
+                    let (assumed_bytes, why) = (ASSUMED_LIMIT_BYTES, format!("{code:?}"));
+                    tracing::info!(
                         topic,
                         assumed_bytes,
-                        "the limit of the topic may not be read (DescribeConfigs): assuming Kafka's default"
+                        why,
+                        "the limit of the topic is not told (DescribeConfigs): assuming Kafka's default"
                     );
                     return Ok(assumed_bytes);
                 }
-                other => return other.map_err(|code| refused(topic, code)),
+                Ok(limit) => return Ok(limit),
             }
         }
         Err(refused(topic, RDKafkaErrorCode::UnknownTopicOrPartition))
@@ -190,6 +224,15 @@ async fn blocking<T: Send + 'static>(
             Err(_) => Err(KafkaError::Canceled), // the runtime ends
         },
     }
+}
+
+/// Nobody answers, so nothing may be assumed.
+fn is_silence(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        code,
+        Code::BrokerTransportFailure | Code::AllBrokersDown | Code::OperationTimedOut | Code::RequestTimedOut
+    )
 }
 
 fn is_missing(error: &KafkaError) -> bool {
