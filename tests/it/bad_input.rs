@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use toml::Table;
 
 use crate::delivery::{arrive, metric, numbers, outboxes, values, write, write_numbers};
+use crate::support::checker::Record;
 use crate::support::eventually::{PATIENCE, eventually};
 use crate::support::kafka::Kafka;
 use crate::support::postgres::{Database, Role, connect, say};
@@ -462,11 +463,10 @@ async fn a_lane_halts_at_an_event_that_cannot_be_sent_and_others_go_on() {
     assert_eq!(kafka.read(&kafka.topic("well")).await.len(), rows.len());
 }
 
-async fn raise_limit(kafka: &Kafka, topic: &str, bytes: usize) {
+async fn configure(kafka: &Kafka, topic: &str, name: &str, value: &str) {
     let mut config = ClientConfig::new();
     let admin: AdminClient<DefaultClientContext> = config.set("bootstrap.servers", kafka.brokers()).create().unwrap();
-    let bytes = bytes.to_string();
-    let entries = HashMap::from([("max.message.bytes", bytes.as_str())]);
+    let entries = HashMap::from([(name, value)]);
     let change = AlterConfig { specifier: ResourceSpecifier::Topic(topic), entries };
     let options = AdminOptions::new().request_timeout(Some(Duration::from_secs(10)));
     let changed = admin.alter_configs([&change], &options).await.expect("an answer");
@@ -497,12 +497,55 @@ async fn a_payload_larger_than_its_topic_takes_waits_for_the_topic() {
     let mut reader = kafka.reader(&[&topic]);
     assert_eq!(values(&arrive(&mut reader, 3, &relay).await), numbers(1..=3));
 
-    raise_limit(&kafka, &topic, 6_000_000).await;
+    configure(&kafka, &topic, "max.message.bytes", "6000000").await;
     let records = arrive(&mut reader, 3, &relay).await;
     assert!(records[0].value == huge.value, "{} bytes", records[0].value.as_deref().map_or(0, <[u8]>::len));
     assert_eq!(values(&records[1..]), numbers(5..=6));
     relay.ready().await;
     said_once(&relay, "default", "halted", &reason);
+}
+
+/// Nothing tells beforehand that the topic takes no record of that age: it fails among others, and is found by sending one at a time.
+#[tokio::test]
+async fn an_event_that_kafka_refuses_halts_its_lane_and_no_later_one_passes_it() {
+    let (database, kafka, topic) = given("an_event_that_kafka_refuses").await;
+    configure(&kafka, &topic, "message.timestamp.before.max.ms", "600000").await;
+    let old = "insert into outbox.events (aggregate_type, aggregate_id, event_type, payload, created_at)
+               values ('order', '7', 'Counted', '4', now() - interval '1 day')";
+    say(&mut database.connect(Role::Owner).await, old).await;
+    write_numbers(&database, "order", 5..=300).await;
+    let mut relay = Relay::new(&database.url(Role::Relay), &kafka).await;
+    relay.start();
+
+    let refused = database.committed().await.into_iter().find(|row| row.value.as_deref() == Some(b"4")).unwrap();
+    let words = [&format!("event {} ({}) is refused", refused.id, refused.event_id), "(InvalidTimestamp)"];
+    says(&relay, "default", "halted", &words).await;
+    counted(&relay, "sessions_ended", "default", "rejection", 3.0).await; // among others, alone, and again alone
+    let mut reader = kafka.reader(&[&topic]);
+    let first_appearances = |records: Vec<Record>| {
+        let mut seen = Vec::new();
+        for value in values(&records) {
+            if !seen.contains(&value) {
+                seen.push(value);
+            }
+        }
+        seen
+    };
+    assert_eq!(first_appearances(reader.read_on().await), numbers(1..=3));
+
+    configure(&kafka, &topic, "message.timestamp.before.max.ms", "9223372036854775807").await;
+    let mut records = Vec::new();
+    eventually("all arrive behind it", PATIENCE, async || {
+        records.extend(reader.read_on().await);
+        if records.iter().any(|record| record.value.as_deref() == Some(b"300")) {
+            Ok(())
+        } else {
+            Err(format!("{} records", records.len()))
+        }
+    })
+    .await;
+    assert_eq!(first_appearances(records), numbers(4..=300));
+    relay.ready().await;
 }
 
 // ---- configuration and command line
