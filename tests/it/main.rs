@@ -6,6 +6,7 @@
 //! run and says so: a test that skips itself proves nothing.
 
 mod bad_input;
+mod barrier;
 mod cli;
 mod delivery;
 mod faults;
