@@ -98,7 +98,7 @@ impl KafkaSink {
         match self.producer.send(base) {
             Ok(()) => Ok(Sent::Queued),
             Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => Ok(Sent::Full),
-            Err((failure, _)) => Err(error::describe(&format!("topic {}", record.topic), &failure)),
+            Err((failure, _)) => Err(self.explain(error::describe(&format!("topic {}", record.topic), &failure))),
         }
     }
 
