@@ -75,7 +75,8 @@ impl DbError {
         self
     }
 
-    pub(super) fn silent(doing: &'static str, limit: Duration) -> Self {
+    /// The server, or the network before it, did not answer in time.
+    pub fn silent(doing: &'static str, limit: Duration) -> Self {
         let what = format!("no answer within {}", humantime::format_duration(limit));
         Self::plain(DbErrorKind::Unavailable, doing, what, None)
     }

@@ -3,7 +3,7 @@
 
 use super::desk::Desk;
 use super::leadership::{Owner, Seat, Terms, Watch};
-use super::pump::{End, Pump, Since};
+use super::pump::{End, Pump};
 use super::status::LaneState;
 use super::verdict::{self, Next, Trouble};
 use crate::config::Config;
@@ -54,6 +54,10 @@ pub struct Lane {
     careful_events: usize,
     suspects_batch: bool,
     failures: u32,
+    /// When this session began to pump.
+    led_since: Option<Instant>,
+    /// Until when nothing may be sent: something of an earlier holder can be under way.
+    hold_until: Option<Instant>,
     first_look: Arc<OnceLock<bool>>,
 }
 
@@ -102,6 +106,8 @@ impl Lane {
             careful_events: 0,
             suspects_batch: false,
             failures: 0,
+            led_since: None,
+            hold_until: None,
             first_look,
         }
     }
@@ -109,11 +115,11 @@ impl Lane {
     /// Works until it is told to stop. Whatever Postgres or Kafka do, it goes on, and says why it does not get on.
     pub async fn run(mut self) -> Ended {
         let ended = loop {
-            let began = Instant::now();
+            self.led_since = None;
             match self.session().await {
                 Ok(ended) => break ended,
                 Err(trouble) => {
-                    if began.elapsed() > GOOD_SESSION {
+                    if self.led_since.is_some_and(|since| since.elapsed() > GOOD_SESSION) {
                         self.failures = 0;
                     }
                     self.learn_from(&trouble);
@@ -137,6 +143,7 @@ impl Lane {
         changes::lease_acquired(self.desk.outbox(), self.desk.lane(), lease.epoch().get(), &cursor.to_string());
         self.desk.metrics.leader.set(1);
         self.desk.note(|status| (status.epoch, status.cursor) = (Some(lease.epoch().get()), Some(cursor.to_string())));
+        self.led_since = Some(Instant::now());
         let end = self.pump(parts, lease, cursor).await;
         self.desk.metrics.leader.set(0);
         self.desk.note(|status| status.epoch = None);
@@ -259,10 +266,14 @@ impl Lane {
             let seen = until.as_deref().filter(|_| unchanged);
             if cursor::is_free(&place, &parts.claim, seen) {
                 let outlived = row.and_then(|row| row.owner.as_deref()).is_some_and(|owner| owner != parts.claim.owner);
+                if outlived {
+                    self.hold_until = Instant::now().checked_add(self.terms.hold); // before: the answer may be lost
+                }
                 let acquired = cursor::acquire(&mut parts.writer, &parts.claim, seen).await.map_err(Trouble::Row)?;
                 if let Acquired::Held(lease, cursor) = acquired {
-                    return if outlived { self.hold(parts, lease, cursor).await } else { Ok(Some((lease, cursor))) };
+                    return self.hold(parts, lease, cursor).await;
                 }
+                self.hold_until = None;
             }
             let holder = row.and_then(|row| row.owner.as_deref()).unwrap_or("nobody yet");
             let reason =
@@ -274,22 +285,25 @@ impl Lane {
         }
     }
 
-    /// After an expired lease: nothing is sent until nothing of the earlier holder can be under way. The lease is renewed meanwhile.
+    /// After an expired lease nothing is sent until nothing of the earlier holder can be under way, whatever interrupts the wait.
+    /// The lease is renewed meanwhile. Who is told to stop lets it run out, so that the next one waits too.
     async fn hold(
-        &self,
+        &mut self,
         parts: &mut Parts,
         mut lease: Lease,
         cursor: Cursor,
     ) -> Result<Option<(Lease, Cursor)>, Trouble> {
-        let reason =
-            format!("the relay before this one vanished; sending in {}", humantime::format_duration(self.terms.hold));
-        self.desk.enter(LaneState::Holding, Some(&reason), None);
-        let until = Instant::now().checked_add(self.terms.hold);
-        while let Some(rest) =
-            until.map(|until| until.saturating_duration_since(Instant::now())).filter(|rest| !rest.is_zero())
-        {
+        while let Some(rest) = self.hold_until.map(|until| until.saturating_duration_since(Instant::now())) {
+            if rest.is_zero() {
+                self.hold_until = None;
+                break;
+            }
+            let reason = format!(
+                "the relay before this one vanished; sending in at most {}",
+                humantime::format_duration(self.terms.hold)
+            );
+            self.desk.enter(LaneState::Holding, Some(&reason), None);
             if !self.sleep(rest.min(self.terms.renew_every)).await {
-                cursor::release(&mut parts.writer, lease).await.map_err(Trouble::Db)?;
                 return Ok(None);
             }
             match cursor::save(&mut parts.writer, &mut lease, &cursor).await.map_err(Trouble::Db)? {
@@ -307,13 +321,12 @@ impl Lane {
         let tuning = Tuning { batch_bytes: self.batch_bytes, care, socket_timeout: self.terms.socket_timeout };
         self.generation = self.generation.next();
         let in_flight = &self.config.relay.in_flight;
-        let sink = match KafkaSink::new(&self.config.kafka, tuning, in_flight.size_bytes, self.generation) {
+        let sink = match KafkaSink::new(&self.config.kafka, tuning, self.generation) {
             Ok(sink) => sink,
             Err(error) => return End::Trouble(Trouble::Send(error)),
         };
         let poll =
             Poll::new(parts.reader, PageSize::new(in_flight.events / PAGE_SHARE, in_flight.size_bytes / PAGE_SHARE));
-        let since = Since { careful_events: self.careful_events, failures: self.failures };
         let pump = Pump::new(
             &self.config.relay,
             &self.router,
@@ -323,7 +336,7 @@ impl Lane {
             parts.topics,
             (parts.writer, lease),
             &cursor,
-            since,
+            self.careful_events,
         );
         let (end, open_events) = pump.run(poll, cursor, &mut self.refusal, &self.stop).await;
         if let End::Trouble(Trouble::Send(error)) = &end

@@ -2,8 +2,8 @@
 //!
 //! 1. the lease is lost: by our own clock, nothing more may be sent
 //! 2. stop: reading ends, what is in flight is settled and saved
-//! 3. reports: settled comes before new, so memory shrinks under pressure
-//! 4. a statement on the writer's connection has ended: a save, or a look at the flushed WAL
+//! 3. a statement on the writer's connection has ended: a save, or a look at the flushed WAL; rare, and renewals hang on it
+//! 4. reports: settled comes before new, so memory shrinks under pressure
 //! 5. a question to the cluster is answered: about a topic, or whether it is back
 //! 6. a standing guard forbids reading
 //! 7. the next batch, if there is room
@@ -47,6 +47,13 @@ const EVENTS_A_TURN: usize = 1_000;
 const RECORD_BYTES: usize = 512;
 /// Standing at an event, or waiting for a topic.
 const STANDING: Backoff = Backoff { first: Duration::from_secs(1), most: Duration::from_mins(1) };
+/// A read beside the pause before it.
+const SLOW_READ: Duration = Duration::from_secs(30);
+const UNACKNOWLEDGED: &str = "Kafka takes records and has acknowledged none for long";
+const REPLICAS_HINT: &str = "is a partition without a leader, or below min.insync.replicas? outboxd goes on by itself";
+const UNREAD: &str = "Postgres has not answered a read for long";
+const READ_HINT: &str =
+    "a large window is being opened, or the answer was lost on the way: then the read is given up after 10 minutes";
 const AWAY_HINT: &str = "check the brokers and the network; outboxd goes on by itself";
 /// Longest sleep of the loop: its heart has to beat.
 const TICK: Duration = Duration::from_secs(1);
@@ -83,15 +90,6 @@ struct Standing {
     topic: Option<String>,
 }
 
-/// What earlier sessions leave to this one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Since {
-    /// How many events are to be sent one at a time.
-    pub careful_events: usize,
-    /// Sessions that failed one after the other.
-    pub failures: u32,
-}
-
 /// See the module.
 pub struct Pump<'l> {
     relay: &'l Relay,
@@ -111,6 +109,10 @@ pub struct Pump<'l> {
     saving: Saving,
     /// librdkafka takes no more until reports come.
     queue_full: bool,
+    /// When something was settled last, or sent with nothing open before it.
+    moved_at: Instant,
+    /// When a batch came last.
+    read_at: Instant,
     settled_events: u64,
     stop_by: Option<Instant>,
     careful_left: usize,
@@ -120,7 +122,7 @@ pub struct Pump<'l> {
 }
 
 impl<'l> Pump<'l> {
-    /// Prepares to go on from `cursor`.
+    /// Prepares to go on from `cursor`; `careful_events` are sent one at a time.
     #[expect(clippy::too_many_arguments, reason = "each is one of the parts that the lane has built")]
     pub fn new(
         relay: &'l Relay,
@@ -131,9 +133,8 @@ impl<'l> Pump<'l> {
         topics: Topics,
         writer: Writer,
         cursor: &Cursor,
-        since: Since,
+        careful_events: usize,
     ) -> Self {
-        let careful_events = since.careful_events;
         let events = if careful_events > 0 { 1 } else { relay.in_flight.events };
         let bounds = Bounds { events, bytes: relay.in_flight.size_bytes };
         let (feed, batches) = mpsc::channel(reader::BATCHES_AHEAD);
@@ -154,11 +155,13 @@ impl<'l> Pump<'l> {
             failed_tries: 0,
             saving: Saving::new(writer, terms, relay.save_every),
             queue_full: false,
+            moved_at: Instant::now(),
+            read_at: Instant::now(),
             settled_events: 0,
             stop_by: None,
             careful_left: careful_events,
             last_event: None,
-            unproven: since.failures > 0,
+            unproven: matches!(desk.status().state, LaneState::Waiting | LaneState::Refused | LaneState::Halted),
         }
     }
 
@@ -207,8 +210,8 @@ impl<'l> Pump<'l> {
                 () = tokio::time::sleep_until(self.saving.fence_at()) => return Err(Trouble::LeaseLost(self.terms.fence)),
                 () = stop.cancelled(), if self.stop_by.is_none() => self.drain(),
                 () = tokio::time::sleep_until(stop_by), if self.stop_by.is_some() => return Ok(()),
-                () = self.sink.rung() => self.settle()?,
                 (writer, done) = pending(&mut self.saving.working) => self.worked(writer, done)?,
+                () = self.sink.rung() => self.settle()?,
                 (topics, answer) = pending(&mut self.inquiry.asking) => self.answered(topics, answer)?,
                 found = refused(refusal) => return Err(Trouble::Refused(found)),
                 batch = self.batches.recv(), if self.wants_batch() => self.take(batch)?,
@@ -221,6 +224,9 @@ impl<'l> Pump<'l> {
     /// Does what can be done without waiting: sends, and starts the statement that is due.
     fn advance(&mut self) -> Result<(), Trouble> {
         let now = Instant::now();
+        if now >= self.saving.fence_at() {
+            return Err(Trouble::LeaseLost(self.terms.fence)); // the timer below can be late, after a freeze above all
+        }
         if self.standing.as_ref().is_some_and(|standing| standing.retry_at <= now) && !self.inquiry.is_busy() {
             self.try_again();
         }
@@ -259,6 +265,7 @@ impl<'l> Pump<'l> {
         let Some(batch) = batch else { return Err(Trouble::Displaced) }; // the reader ends only with an error, or by a panic that is passed on
         let batch = batch.map_err(Trouble::Source)?;
         self.desk.metrics.events_read.inc_by(as_u64(batch.events.len()));
+        self.read_at = Instant::now();
         self.idle = batch.events.is_empty() && batch.end_mark().is_some();
         let end_mark = batch.end_mark().cloned();
         let Batch { from, window_end, events, needs_wal, .. } = batch;
@@ -312,13 +319,17 @@ impl<'l> Pump<'l> {
         }
         self.failed_tries = 0;
         let (token, queued) = begun.unwrap_or_else(|| {
-            let bytes = event.size_bytes().saturating_add(records.len().saturating_mul(RECORD_BYTES));
+            let bytes = event.size_bytes().saturating_add(RECORD_BYTES).saturating_mul(records.len().max(1));
+            if self.ledger.open_events() == 0 {
+                self.moved_at = Instant::now();
+            }
             (self.ledger.sent(position, records.len(), bytes), 0)
         });
         for (index, record) in records.iter().enumerate().skip(queued) {
-            match self.sink.send(record, token).map_err(Trouble::Send)? {
-                Sent::Queued => {}
-                Sent::Full => return Ok(Step::Full(token, index)),
+            match self.sink.send(record, token) {
+                Ok(Sent::Queued) => {}
+                Ok(Sent::Full) => return Ok(Step::Full(token, index)),
+                Err(cause) => return Err(self.refused(cause, name(event))),
             }
         }
         if self.sink.tuning().care == Care::Alone {
@@ -375,11 +386,10 @@ impl<'l> Pump<'l> {
         let failure = self.book(&reports).map(|error| self.sink.explain(error));
         self.reports = reports;
         match failure {
-            Some(error) if self.sink.tuning().care == Care::Alone && error.is_rejection() => {
-                self.desk.metrics.rejected(&error.code);
-                Err(Trouble::Culprit { event: self.last_event.take().unwrap_or_default(), cause: error })
+            Some(error) => {
+                let event = self.last_event.take().unwrap_or_default();
+                Err(self.refused(error, event))
             }
-            Some(error) => Err(Trouble::Send(error)),
             None if self.careful_left == 0
                 && self.sink.tuning().care == Care::Alone
                 && self.ledger.open_events() == 0 =>
@@ -388,6 +398,15 @@ impl<'l> Pump<'l> {
             }
             None => Ok(()),
         }
+    }
+
+    /// An event that was sent alone is the one that Kafka refuses; among others it has to be found first.
+    fn refused(&self, cause: SendError, event: String) -> Trouble {
+        if self.sink.tuning().care == Care::Alone && cause.is_rejection() {
+            self.desk.metrics.rejected(&cause.code);
+            return Trouble::Culprit { event, cause };
+        }
+        Trouble::Send(cause)
     }
 
     /// Books the reports and returns the cause, if there is a failure among them: the first that is not another one's consequence.
@@ -419,6 +438,9 @@ impl<'l> Pump<'l> {
 
     fn progress(&mut self) {
         let progress = self.ledger.take_progress();
+        if progress.moved {
+            self.moved_at = Instant::now();
+        }
         if progress.events > 0 {
             self.saving.events_settled();
             self.careful_left = self.careful_left.saturating_sub(progress.events);
@@ -435,19 +457,29 @@ impl<'l> Pump<'l> {
     fn show(&mut self) {
         let at_rest = self.idle && self.current.is_none() && self.ledger.open_events() == 0;
         self.unproven &= self.settled_events == 0 && !at_rest;
-        if self.unproven && self.standing.is_none() && self.inquiry.away().is_none() && self.stop_by.is_none() {
-            return;
-        }
         let (state, reason, hint) = match (&self.standing, self.inquiry.away()) {
             _ if self.stop_by.is_some() => (LaneState::Draining, None, None),
             (Some(standing), _) => (standing.state, Some(standing.reason.as_str()), standing.hint.as_deref()),
             (None, Some(away)) => (LaneState::Waiting, Some(away), Some(AWAY_HINT)),
+            (None, None) if self.is_unacknowledged() => (LaneState::Waiting, Some(UNACKNOWLEDGED), Some(REPLICAS_HINT)),
+            (None, None) if self.is_unread() => (LaneState::Waiting, Some(UNREAD), Some(READ_HINT)),
+            (None, None) if self.unproven => return,
             (None, None) => (LaneState::Relaying, None, None),
         };
         self.desk.enter(state, reason, hint);
         let open_events = self.ledger.open_events();
         self.desk.metrics.in_flight.set(i64::try_from(open_events).unwrap_or(i64::MAX));
         self.desk.note(|status| status.in_flight_events = open_events);
+    }
+
+    /// librdkafka tries for ever, and as long as one broker answers it says nothing.
+    fn is_unacknowledged(&self) -> bool {
+        self.ledger.open_events() > 0 && self.moved_at.elapsed() > self.terms.socket_timeout
+    }
+
+    /// The reader is at it for longer than any pause: a very large window, or an answer that was lost.
+    fn is_unread(&self) -> bool {
+        self.wants_batch() && self.read_at.elapsed() > self.relay.poll.max.saturating_add(SLOW_READ)
     }
 
     fn next_time(&self) -> Instant {
@@ -491,10 +523,11 @@ impl<'l> Pump<'l> {
     async fn wind_up(mut self, ended: Result<(), Trouble>, reader: i32) -> End {
         let stopping = self.stop_by.is_some();
         let settled = self.is_settled();
-        let patience = if matches!(ended, Err(Trouble::Fenced | Trouble::LeaseLost(_))) || stopping {
-            Duration::ZERO
-        } else {
-            self.terms.socket_timeout
+        let until_fence = self.saving.fence_at().saturating_duration_since(Instant::now());
+        let patience = match ended {
+            _ if stopping => Duration::ZERO,
+            Err(Trouble::Fenced) => Duration::ZERO,
+            _ => self.terms.socket_timeout.min(until_fence),
         };
         let reports = self.sink.close(patience).await;
         for report in &reports {
@@ -503,24 +536,27 @@ impl<'l> Pump<'l> {
             }
         }
         self.ledger.advance();
+        let open_events = self.ledger.open_events();
         let (writer, unsaved) = self.saving.end().await;
+        let mut saved = !unsaved && !self.ledger.take_progress().moved;
         if let Some((mut session, mut lease)) = writer {
-            let fenced_off = matches!(ended, Err(Trouble::Fenced | Trouble::Displaced | Trouble::Db(_)));
-            if !fenced_off {
+            if !matches!(ended, Err(Trouble::Fenced | Trouble::Displaced | Trouble::Db(_))) {
                 session.cancel(reader).await;
+                if !saved {
+                    let result = cursor::save(&mut session, &mut lease, self.ledger.position()).await;
+                    saved = matches!(result, Ok(cursor::Saved::Renewed)); // else the row stands where it stood
+                }
             }
-            if (unsaved || self.ledger.take_progress().moved) && !fenced_off {
-                drop(cursor::save(&mut session, &mut lease, self.ledger.position()).await); // if it fails, the row stands where it stood
-            }
-            if stopping {
-                drop(cursor::release(&mut session, lease).await); // if it fails, the lease runs out
+            if stopping && open_events == 0 {
+                // if it fails, the lease runs out; with records under way it has to
+                drop(cursor::release(&mut session, lease).await);
             }
             session.close().await;
         }
         match ended {
+            _ if stopping && !settled && (open_events > 0 || !saved) => End::GraceOver,
             Err(trouble) => End::Trouble(trouble),
-            Ok(()) if settled => End::Drained,
-            Ok(()) => End::GraceOver,
+            Ok(()) => End::Drained,
         }
     }
 }

@@ -52,7 +52,7 @@ impl Daemon {
             care: Care::Batched,
             socket_timeout: Terms::of(config.relay.lease).socket_timeout,
         };
-        Ok(options::producer(&config.kafka, tuning, config.relay.in_flight.size_bytes))
+        Ok(options::producer(&config.kafka, tuning))
     }
 
     /// Starts it on an outbox that begins at the earliest event. All is as the daemon has it by default.

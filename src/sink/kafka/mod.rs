@@ -62,14 +62,9 @@ impl KafkaSink {
     ///
     /// # Errors
     /// A property that librdkafka does not take.
-    pub fn new(
-        config: &Kafka,
-        tuning: Tuning,
-        in_flight_bytes: usize,
-        generation: Generation,
-    ) -> Result<Self, SendError> {
+    pub fn new(config: &Kafka, tuning: Tuning, generation: Generation) -> Result<Self, SendError> {
         let reports = Arc::new(Reports::default());
-        let properties = options::producer(config, tuning, in_flight_bytes);
+        let properties = options::producer(config, tuning);
         let producer = properties
             .create_with_context(Context::new(Arc::clone(&reports)))
             .map_err(|failure| error::describe("kafka.properties", &failure))?;

@@ -28,14 +28,19 @@ pub enum Care {
 /// librdkafka's default.
 pub const BATCH_BYTES: usize = 1_000_000;
 
-const OWNED: [(&str, &str, &str); 10] = [
+const OWNED: [(&str, &str, &str); 11] = [
     ("enable.idempotence", "true", "without it one retry re-orders"),
     ("enable.gapless.guarantee", "true", "a permanent error stops the producer: later records do not pass"),
     ("acks", "all", "a record counts when all in-sync replicas have it"),
     ("message.timeout.ms", "0", "a time-out would be a hole in the order"),
     ("partitioner", "murmur2_random", "a key lands where a Java producer puts it"),
     ("message.max.bytes", "1000000000", "the topic's own limit is checked before a record is queued"),
-    ("queue.buffering.max.messages", "100000", "behind relay.in_flight, so never the bound that bites"),
+    (
+        "queue.buffering.max.messages",
+        "0",
+        "no bound: the ledger is the bound, and lets one event pass however large it is",
+    ),
+    ("queue.buffering.max.kbytes", "2097151", "as large as it goes, for the same reason"),
     ("allow.auto.create.topics", "false", "a producer's default is true: a row must not make topics"),
     ("topic.metadata.propagation.max.ms", "300000", "a gap in the metadata is no missing topic"),
     ("retry.backoff.max.ms", "1000", "so that sending goes on soon when a broker is back"),
@@ -64,8 +69,8 @@ pub fn client(config: &Kafka, socket_timeout: Duration) -> ClientConfig {
     properties
 }
 
-/// Properties of a lane's producer. `in_flight_bytes` is what the relay lets wait; the queue is larger, so it never is the bound that bites.
-pub fn producer(config: &Kafka, tuning: Tuning, in_flight_bytes: usize) -> ClientConfig {
+/// Properties of a lane's producer. Its queue has no bound that bites: the ledger bounds what waits in it.
+pub fn producer(config: &Kafka, tuning: Tuning) -> ClientConfig {
     let mut properties = client(config, tuning.socket_timeout);
     for (name, value) in DEFAULTS {
         properties.set(name, value);
@@ -78,11 +83,9 @@ pub fn producer(config: &Kafka, tuning: Tuning, in_flight_bytes: usize) -> Clien
     }
     let timeout = tuning.socket_timeout.as_millis().to_string();
     let batch_bytes = configured_batch(config).map_or(tuning.batch_bytes, |wanted| wanted.min(tuning.batch_bytes));
-    let queue_kbytes = (in_flight_bytes / 1024).saturating_mul(2).clamp(65_536, 2_097_151);
     properties.set("bootstrap.servers", &config.brokers);
     properties.set("socket.timeout.ms", &timeout);
     properties.set("request.timeout.ms", &timeout);
-    properties.set("queue.buffering.max.kbytes", queue_kbytes.to_string());
     properties.set("batch.size", batch_bytes.to_string());
     properties.set("max.in.flight", if tuning.care == Care::Alone { "1" } else { "5" }); // 5 is the most that idempotence allows
     if tuning.care == Care::Alone {
@@ -117,7 +120,7 @@ mod tests {
     #[test]
     fn what_the_promises_rest_on_cannot_be_configured() {
         let config = kafka(&[("acks", "1"), ("partitioner", "random"), ("linger.ms", "20")]);
-        let properties = producer(&config, PLAIN, 32 << 20);
+        let properties = producer(&config, PLAIN);
         for (name, value, _) in OWNED {
             assert_eq!(properties.get(name), Some(value), "{name}");
         }
@@ -126,14 +129,13 @@ mod tests {
 
     #[test]
     fn a_careful_producer_sends_one_record_at_a_time() {
-        let properties =
-            producer(&kafka(&[("batch.num.messages", "500")]), Tuning { care: Care::Alone, ..PLAIN }, 32 << 20);
+        let properties = producer(&kafka(&[("batch.num.messages", "500")]), Tuning { care: Care::Alone, ..PLAIN });
         assert_eq!((properties.get("max.in.flight"), properties.get("batch.num.messages")), (Some("1"), Some("1")));
     }
 
     #[test]
     fn security_and_compression_are_built_in() {
-        let native = producer(&kafka(&[]), PLAIN, 32 << 20).create_native_config().unwrap();
+        let native = producer(&kafka(&[]), PLAIN).create_native_config().unwrap();
         let features = native.get("builtin.features").unwrap();
         for feature in ["gzip", "snappy", "lz4", "zstd", "ssl", "sasl_plain", "sasl_scram"] {
             assert!(features.split(',').any(|found| found.trim() == feature), "{feature} is not among {features}");
@@ -143,9 +145,7 @@ mod tests {
     #[test]
     fn librdkafka_takes_all_of_it() {
         for care in [Care::Batched, Care::Alone] {
-            producer(&kafka(&[("batch.size", "5000")]), Tuning { care, ..PLAIN }, 1 << 40)
-                .create_native_config()
-                .unwrap();
+            producer(&kafka(&[("batch.size", "5000")]), Tuning { care, ..PLAIN }).create_native_config().unwrap();
         }
     }
 }
