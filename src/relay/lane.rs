@@ -299,7 +299,7 @@ impl Lane {
                 break;
             }
             let reason = format!(
-                "the relay before this one vanished; sending in at most {}",
+                "the relay before this one vanished; sending in {}",
                 humantime::format_duration(self.terms.hold)
             );
             self.desk.enter(LaneState::Holding, Some(&reason), None);
