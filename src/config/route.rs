@@ -144,11 +144,11 @@ const DEAD_LETTER: &str = "dead_letter";
 
 pub(super) const KEYS: &[Key] = &[WHEN, PUBLISH, TOPIC, TOPICS, KEY, HEADERS, TIMESTAMP, VALUE, ON_REJECT];
 
-/// The headers that every record has, or may have.
-const OWN_HEADERS: [&str; 6] = ["id", "type", "aggregate-type", "aggregate-id", "sequence", "previous-event-id"];
+/// The headers that every record has, or may have: nothing else may bear these names.
+pub const OWN_HEADERS: [&str; 6] = ["id", "type", "aggregate-type", "aggregate-id", "sequence", "previous-event-id"];
 
 /// The longest name that Kafka takes for a topic.
-const LONGEST_TOPIC: usize = 249;
+pub const LONGEST_TOPIC: usize = 249;
 
 impl Route {
     pub(super) fn read(section: &mut Section<'_, '_>) -> Option<Self> {
@@ -233,7 +233,8 @@ fn topic_pattern(text: &str) -> Result<Pattern, Fault> {
     Ok(Pattern::new(text))
 }
 
-fn is_of_topic(text: &str) -> bool {
+/// Whether Kafka takes all of these characters in the name of a topic.
+pub fn is_of_topic(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
 }
 

@@ -32,7 +32,6 @@ pub struct DbError {
     host: Option<String>,
     what: String,
     hint: Option<String>,
-    code: Option<String>,
 }
 
 impl DbError {
@@ -46,21 +45,16 @@ impl DbError {
         self.hint.as_deref()
     }
 
-    /// The SQLSTATE, if the server gave one.
-    pub fn code(&self) -> Option<&str> {
-        self.code.as_deref()
-    }
-
     /// Classifies what the driver returned while `doing` something.
     pub fn from_driver(doing: &'static str, error: &sqlx::Error) -> Self {
-        let (kind, what, hint, code) = match error {
+        let (kind, what, hint) = match error {
             sqlx::Error::Database(database) => classify_database(database.as_ref()),
-            sqlx::Error::Io(io) => (DbErrorKind::Unavailable, io.to_string(), None, None),
-            sqlx::Error::Tls(tls) => (DbErrorKind::Rejected, format!("TLS: {tls}"), Some(TLS_HINT.to_owned()), None),
-            sqlx::Error::Configuration(why) => (DbErrorKind::Rejected, why.to_string(), None, None),
-            other => (DbErrorKind::Other, other.to_string(), None, None),
+            sqlx::Error::Io(io) => (DbErrorKind::Unavailable, io.to_string(), None),
+            sqlx::Error::Tls(tls) => (DbErrorKind::Rejected, format!("TLS: {tls}"), Some(TLS_HINT.to_owned())),
+            sqlx::Error::Configuration(why) => (DbErrorKind::Rejected, why.to_string(), None),
+            other => (DbErrorKind::Other, other.to_string(), None),
         };
-        Self { kind, doing, host: None, what, hint, code }
+        Self { kind, doing, host: None, what, hint }
     }
 
     /// [`DbError::from_driver`] as a closure for `map_err`.
@@ -98,13 +92,13 @@ impl DbError {
     }
 
     fn plain(kind: DbErrorKind, doing: &'static str, what: String, hint: Option<String>) -> Self {
-        Self { kind, doing, host: None, what, hint, code: None }
+        Self { kind, doing, host: None, what, hint }
     }
 }
 
 const TLS_HINT: &str = "the server does not offer TLS, or its certificate does not match; see `sslmode` and `sslrootcert` in `postgres.url`";
 
-type Classified = (DbErrorKind, String, Option<String>, Option<String>);
+type Classified = (DbErrorKind, String, Option<String>);
 
 fn classify_database(error: &dyn DatabaseError) -> Classified {
     let code = error.code().unwrap_or_default().into_owned();
@@ -114,7 +108,7 @@ fn classify_database(error: &dyn DatabaseError) -> Classified {
         Some(detail) if kind != DbErrorKind::Other => format!("{} ({detail})", error.message()),
         _ => error.message().to_owned(), // an unclassified detail could quote a row
     };
-    (kind, what, hint.map(str::to_owned), Some(code))
+    (kind, what, hint.map(str::to_owned))
 }
 
 /// SQLSTATE to kind and advice. Source: the manual of Postgres, appendix A.

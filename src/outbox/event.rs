@@ -1,6 +1,6 @@
 //! An event: one row of the outbox. Pure.
 
-use super::stream::{Sequence, Stream};
+use super::stream::Sequence;
 use std::fmt;
 use uuid::Uuid;
 
@@ -78,11 +78,6 @@ pub struct Event {
 }
 
 impl Event {
-    /// The stream that the event belongs to.
-    pub fn stream(&self) -> Stream<'_> {
-        Stream { aggregate_type: &self.aggregate_type, aggregate_id: &self.aggregate_id }
-    }
-
     /// What the event holds in memory, about: texts, payload, headers and the struct itself.
     pub fn size_bytes(&self) -> usize {
         let texts = self.aggregate_type.len() + self.aggregate_id.len() + self.event_type.len();

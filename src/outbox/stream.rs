@@ -1,16 +1,7 @@
-//! A stream: the events of one aggregate. Pure.
+//! Numbers in a stream, the events of one aggregate. Pure.
 
 use std::fmt;
 use std::num::NonZeroU64;
-
-/// Type and id of an aggregate, borrowed from an event. Its events are published in the order of their commits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Stream<'a> {
-    /// For example `Order`.
-    pub aggregate_type: &'a str,
-    /// For example `42`.
-    pub aggregate_id: &'a str,
-}
 
 /// The gapless number of an event in its stream, from 1; only events written by `outbox.emit()` have one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,12 +1,9 @@
 //! A record: what is sent to Kafka, and the names of its headers. Pure.
 
 use super::{Rejection, rule, stored, template};
-use crate::config::route::{Route, Timestamp, Value};
+use crate::config::route::{LONGEST_TOPIC, OWN_HEADERS, Route, Timestamp, Value, is_of_topic};
 use crate::outbox::event::Event;
 use std::borrow::Cow;
-
-/// The headers that each record carries; an entry of the event's `headers` may not bear one of these names.
-pub const OWN_HEADERS: [&str; 6] = ["id", "type", "aggregate-type", "aggregate-id", "sequence", "previous-event-id"];
 
 /// Names and values, in order; `None` is a null header.
 pub type Headers<'e> = Vec<(Cow<'e, str>, Option<Cow<'e, str>>)>;
@@ -89,8 +86,7 @@ fn headers<'e>(route: &'e Route, event: &'e Event) -> Result<Headers<'e>, Reject
 
 /// Kafka's rule for names: `[a-zA-Z0-9._-]`, 1 to 249 of them, not `.` or `..`.
 pub fn is_legal_topic(name: &str) -> bool {
-    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    !name.is_empty() && name.len() <= 249 && name != "." && name != ".." && name.bytes().all(legal)
+    !["", ".", ".."].contains(&name) && name.len() <= LONGEST_TOPIC && is_of_topic(name)
 }
 
 fn check_topic(topic: &str, route: &Route) -> Result<(), Rejection> {
