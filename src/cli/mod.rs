@@ -5,6 +5,7 @@ mod client;
 mod config;
 mod migrate;
 mod output;
+mod parked;
 mod run;
 mod status;
 
@@ -68,6 +69,11 @@ enum Command {
     Migrate(migrate::Arguments),
     /// Say where the relay is and what it waits for; from the daemon, else from the database
     Status,
+    /// Look at events that wait because one of their stream cannot be published, and decide about them
+    Parked {
+        #[command(subcommand)]
+        command: parked::Command,
+    },
     /// Show the effective configuration, or its JSON Schema
     Config {
         #[command(subcommand)]
@@ -110,6 +116,7 @@ fn dispatch(arguments: &Arguments) -> anyhow::Result<Exit> {
         Command::Check => check::run(&file()?, arguments.output),
         Command::Migrate(how) => migrate::run(how, || load(&file()?), arguments.output),
         Command::Status => status::run(&load(&file()?)?, arguments.output),
+        Command::Parked { command } => parked::run(command, &load(&file()?)?, arguments.output),
         Command::Config { command } => config::run(command, file, arguments.output),
         Command::Completions { shell } => {
             output::completions(*shell, &mut Arguments::command());

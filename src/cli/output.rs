@@ -53,6 +53,16 @@ pub(super) fn pairs(rows: impl IntoIterator<Item = (String, String)>) -> String 
     table.to_string().lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
 }
 
+/// A table with headings, without lines.
+pub(super) fn table<const N: usize>(headings: &[&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_header(headings);
+    for row in rows {
+        table.add_row(row);
+    }
+    table.to_string().lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+}
+
 /// Prints completions.
 pub(super) fn completions(shell: clap_complete::Shell, command: &mut clap::Command) {
     let mut script = Vec::new();

@@ -81,6 +81,12 @@ fn rows(from: &str, lane: &LaneStatus) -> Vec<(String, String)> {
     );
     row("published", (lane.published_events > 0).then(|| format!("{} events since the start", lane.published_events)));
     row("in flight", (lane.in_flight_events > 0).then(|| format!("{} events", lane.in_flight_events)));
+    row(
+        "parked",
+        lane.parked_streams
+            .filter(|streams| *streams > 0)
+            .map(|streams| format!("{streams} streams, see: outboxd parked list")),
+    );
     row("cursor", lane.cursor.clone());
     row("epoch", lane.epoch.map(|epoch| epoch.to_string()));
     row("last error", lane.last_error.clone());

@@ -71,6 +71,8 @@ pub(super) enum Form {
     Property,
     /// One of these words.
     Word(&'static [&'static str]),
+    /// One of these words, or a table with one string under this name.
+    WordOr(&'static [&'static str], &'static str),
     /// One string or a list of strings.
     Texts(&'static str),
     Duration {
@@ -100,6 +102,9 @@ impl Form {
                 [word] => quoted(word),
                 _ => format!("one of {}", listed(words.iter().copied())),
             },
+            Self::WordOr(words, name) => {
+                format!("one of {}, or `{{ {name} = \"...\" }}`", listed(words.iter().copied()))
+            }
             Self::Duration { least, most } => format!(
                 "a duration with its unit such as \"10s\", from {} to {}",
                 humantime::format_duration(least),

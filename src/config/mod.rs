@@ -164,14 +164,14 @@ mod tests {
             table = "public.outbox"                 #! not yet
             start = "undelivered"                   #! not yet
             progress = "mark"                       #! not yet
-            on_reject = "park"                      #! not yet
+            on_reject = "parc"                      #! did you mean `park`?
             [[outbox.route]]
             when = { event_type = 1 }               #! or a list of them
             topic = "{agregate_type}"               #! did you mean `{aggregate_type}`?
             key = "{aggregate_id"                   #! a `}` for each
             headers = { id = "x" }                  #! sets itself
             value = "json"                          #! `payload`
-            on_reject = { dead_letter = "dead" }    #! not yet
+            on_reject = { dead_letter = "a b" }     #! the name of a topic
         "#;
         let expected: Vec<(usize, &str)> = (1..)
             .zip(text.lines())

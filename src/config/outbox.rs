@@ -88,8 +88,8 @@ const PROGRESSES: &[Word<Progress>] = &[("cursor", Some(Progress::Cursor)), ("de
 
 const ON_REJECT: Key = Key {
     name: "on_reject",
-    doc: "What happens to an event that no route matches: with `halt` the lane stands at it and says why.",
-    kind: Kind::Value(Form::Word(&["halt"]), Fallback::Text("halt")),
+    doc: "What happens to an event that no route matches; as for a route.",
+    kind: Kind::Value(route::POLICIES, Fallback::Text("park")),
 };
 
 const ROUTE: Key = Key {

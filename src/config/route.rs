@@ -1,8 +1,8 @@
 //! `[[outbox.route]]`: which events, to which topic, in which form.
 
 use super::key::{Fallback, Form, Key, Kind};
-use super::problem::{Fault, listed, quoted};
-use super::section::{NOT_YET, Section, Word};
+use super::problem::{Fault, listed, nearest, quoted};
+use super::section::{Named, Section, Word};
 
 pub use super::pattern::Pattern;
 pub use super::template::{Field, Part, Template, TemplateError};
@@ -18,7 +18,7 @@ pub struct Route {
     pub topic: Template,
     /// The topics that `topic` may name; empty for any that it can.
     pub topics: Vec<Pattern>,
-    /// The key of the record, which decides its partition.
+    /// The key of the record, which decides its partition. Empty: none, and the partition is left to chance.
     pub key: Template,
     /// Headers besides ours, in the order of their names. None has a name of ours.
     pub headers: Vec<(String, Template)>,
@@ -56,10 +56,14 @@ pub enum Value {
 }
 
 /// What happens to a rejection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Policy {
+    /// The event and the later ones of its stream wait in `outbox.parked`; other streams flow.
+    Park,
     /// The lane stands at the event, tries again with capped back-off and says why.
     Halt,
+    /// The event goes to this topic with the reason in headers, and its stream goes on without it.
+    DeadLetter(String),
 }
 
 const AGGREGATE_TYPE: Key = Key {
@@ -105,7 +109,7 @@ const TOPICS: Key = Key {
 
 const KEY: Key = Key {
     name: "key",
-    doc: "The key of the record. Only what is the same for a whole stream keeps its order.",
+    doc: "The key of the record. Only what is the same for a whole stream keeps its order; an empty text is no key, and no order.",
     kind: Kind::Value(Form::Text("a key such as `{aggregate_id}`"), Fallback::Text("{aggregate_id}")),
 };
 
@@ -133,11 +137,12 @@ const VALUES: &[Word<Value>] = &[("payload", Some(Value::Payload))];
 
 const ON_REJECT: Key = Key {
     name: "on_reject",
-    doc: "What happens to an event that cannot become a record: with `halt` the lane stands at it and says why.",
-    kind: Kind::Value(Form::Word(&["halt"]), Fallback::Text("halt")),
+    doc: "What happens to an event that cannot become a record or that Kafka will never take: with `park` it and the later ones of its stream wait in outbox.parked, with `halt` the lane stands at it, with `{ dead_letter = \"topic\" }` it goes there and its stream goes on without it.",
+    kind: Kind::Value(POLICIES, Fallback::Text("park")),
 };
 
-const POLICIES: &[Word<Policy>] = &[("halt", Some(Policy::Halt)), ("park", None), (DEAD_LETTER, None)];
+/// What a policy looks like.
+pub(super) const POLICIES: Form = Form::WordOr(&["park", "halt"], DEAD_LETTER);
 
 /// The one policy with a parameter: `{ dead_letter = "topic" }`.
 const DEAD_LETTER: &str = "dead_letter";
@@ -185,13 +190,31 @@ impl When {
 
 impl Policy {
     pub(super) fn read(section: &mut Section<'_, '_>, key: &Key) -> Option<Self> {
-        if section.is_table_of(key, DEAD_LETTER) {
-            let fault = Fault::part(quoted(DEAD_LETTER), key.kind.form().expected());
-            section.reject(key, fault.hint(NOT_YET));
-            return None;
-        }
-        section.word(key, POLICIES)
+        section.parse_or_named(key, DEAD_LETTER, |named| match named {
+            Named::Plain("park") => Ok(Self::Park),
+            Named::Plain("halt") => Ok(Self::Halt),
+            Named::Plain(other) => {
+                let hint = nearest(other, ["park", "halt"]).map(|near| format!("did you mean {}?", quoted(near)));
+                Err(Fault { hint, ..Fault::new(key.kind.form().expected()) })
+            }
+            Named::Inside(topic) if is_legal_topic(topic) => Ok(Self::DeadLetter(topic.to_owned())),
+            Named::Inside(_) => Err(Fault::new("the name of a topic")),
+        })
     }
+
+    /// The strictest policy has the smallest number: it counts where an event goes through several routes.
+    pub fn leniency(&self) -> u8 {
+        match self {
+            Self::Halt => 0,
+            Self::Park => 1,
+            Self::DeadLetter(_) => 2,
+        }
+    }
+}
+
+/// Kafka's rule for names: `[a-zA-Z0-9._-]`, 1 to 249 of them, not `.` or `..`.
+pub fn is_legal_topic(name: &str) -> bool {
+    !["", ".", ".."].contains(&name) && name.len() <= LONGEST_TOPIC && is_of_topic(name)
 }
 
 /// Reads the template of a topic; `topics` is `None` where the list itself is wrong.
@@ -282,6 +305,16 @@ mod tests {
             assert_eq!(topic(text, Some(&topics)).is_ok(), expected, "{text}");
         }
         assert!(topic("{aggregate_type}", None).is_ok());
+    }
+
+    #[test]
+    fn kafka_decides_which_topic_names_are_legal() {
+        for good in ["a", "outbox.event.Order", "A-1_b", &"x".repeat(249)] {
+            assert!(is_legal_topic(good), "{good}");
+        }
+        for bad in ["", ".", "..", "a b", "é", "a/b", &"x".repeat(250)] {
+            assert!(!is_legal_topic(bad), "{bad}");
+        }
     }
 
     #[test]

@@ -63,6 +63,11 @@ fn value(form: Form) -> Value {
             or_reference(json!({ "type": "string" }))
         }
         Form::Property => or_reference(json!({ "type": ["string", "integer", "boolean"] })),
+        Form::WordOr(words, name) => {
+            let named = json!({ "type": "object", "properties": { name: or_reference(json!({ "type": "string" })) },
+                                "required": [name], "additionalProperties": false });
+            json!({ "anyOf": [value(Form::Word(words)), named] })
+        }
         Form::Word(words) => or_reference(json!({ "enum": words })),
         Form::Texts(what) => {
             let one = value(Form::Text(what));
@@ -93,7 +98,9 @@ mod tests {
         let lease = at("/properties/relay/properties/lease");
         assert_eq!(lease["default"], "10s");
         let route = at("/properties/outbox/items/properties/route/items/properties");
-        assert_eq!(route["on_reject"]["anyOf"][0]["enum"], serde_json::json!(["halt"]));
+        let policy = &route["on_reject"]["anyOf"];
+        assert_eq!(policy[0]["anyOf"][0]["enum"], serde_json::json!(["park", "halt"]));
+        assert_eq!(policy[1]["required"], serde_json::json!(["dead_letter"]));
         assert!(route["headers"]["additionalProperties"].is_object());
     }
 }

@@ -26,6 +26,12 @@ pub(super) struct Section<'t, 'p> {
     findings: &'p mut Findings<'t>,
 }
 
+/// A string that stands alone, or inside a table of one name.
+pub(super) enum Named<'a> {
+    Plain(&'a str),
+    Inside(&'a str),
+}
+
 /// A word of the file and what it means; without a meaning, it is promised but not there yet.
 pub(super) type Word<T> = (&'static str, Option<T>);
 
@@ -224,12 +230,20 @@ impl<'t, 'p> Section<'t, 'p> {
         value
     }
 
-    /// Is the value a table with this one key? Such a value is not a string and needs a message of its own.
-    pub(super) fn is_table_of(&self, key: &Key, name: &str) -> bool {
-        match self.get(key).map(|value| &value.kind) {
-            Some(ValueKind::Table(table)) => table.len() == 1 && table.contains_key(name),
-            _ => false,
+    /// Reads a string, or the string of a table that has this one name in it; `read` is told which.
+    pub(super) fn parse_or_named<T>(
+        &mut self,
+        key: &Key,
+        name: &str,
+        read: impl FnOnce(Named<'_>) -> Result<T, Fault>,
+    ) -> Option<T> {
+        if let Some(ValueKind::Table(table)) = self.get(key).map(|value| &value.kind)
+            && let Some(value) = table.get(name).filter(|_| table.len() == 1)
+        {
+            let path = format!("{}.{name}", self.path_of(key.name));
+            return self.read(path, value, Form::Text("a text"), |text| read(Named::Inside(text)));
         }
+        self.parse(key, |text| read(Named::Plain(text)))
     }
 
     /// Reports what is wrong with a key, alone or beside another.

@@ -85,6 +85,10 @@ fn printed(name: &str, value: &Value, form: Form) -> String {
         // The environment knows texts only.
         (ValueKind::String(text), Form::Integer { .. } | Form::Boolean) => text.clone(),
         (ValueKind::String(text), _) => string(text),
+        (ValueKind::Table(table), Form::WordOr(_, inner)) => {
+            let text = table.get(inner).map(|value| printed(inner, value, Form::Text("")));
+            format!("{{ {inner} = {} }}", text.unwrap_or_default())
+        }
         (ValueKind::Array(items), _) => {
             let items: Vec<_> = items.iter().map(|item| printed(name, item, form)).collect();
             format!("[{}]", items.join(", "))

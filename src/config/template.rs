@@ -98,6 +98,11 @@ impl Template {
         }
     }
 
+    /// Whether it is the empty text.
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
     /// What stands before the first field; empty if a field comes first.
     pub fn literal_prefix(&self) -> &str {
         match self.parts.first() {

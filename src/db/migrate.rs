@@ -9,9 +9,10 @@ use std::time::Duration;
 /// In the schema of the product: the application may own a table of the driver's default name.
 const TABLE: &str = "outbox._sqlx_migrations";
 
-const FILES: [(i64, &str, &str); 2] = [
+const FILES: [(i64, &str, &str); 3] = [
     (1, "outbox", include_str!("../../migrations/0001_outbox.sql")),
     (2, "functions", include_str!("../../migrations/0002_functions.sql")),
+    (3, "parked", include_str!("../../migrations/0003_parked.sql")),
 ];
 
 /// How often a migration is tried that found its table locked for longer than `lock_timeout` (500 ms):

@@ -1,6 +1,7 @@
 //! Postgres plumbing: connections and their session settings, migrations, error classes. No decision about events.
 
 pub mod error;
+pub mod event;
 pub mod migrate;
 
 pub use error::{DbError, DbErrorKind};

@@ -1,6 +1,6 @@
 //! An event: one row of the outbox. Pure.
 
-use super::stream::Sequence;
+use super::stream::{Sequence, Stream};
 use std::fmt;
 use uuid::Uuid;
 
@@ -9,14 +9,14 @@ use uuid::Uuid;
 pub struct EventId(Uuid);
 
 impl EventId {
+    /// The uuid, for binding it to a statement.
+    pub fn get(self) -> Uuid {
+        self.0
+    }
+
     /// Wraps the column `event_id`.
     pub fn new(uuid: Uuid) -> Self {
         Self(uuid)
-    }
-
-    /// Writes the text form, 36 bytes of lower case, into `buffer` and returns it.
-    pub fn encode<'a>(&self, buffer: &'a mut [u8; 36]) -> &'a str {
-        self.0.hyphenated().encode_lower(buffer)
     }
 }
 
@@ -45,6 +45,21 @@ impl RowId {
 impl fmt::Display for RowId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// Names an event for good: a row id can come again, with the uuid beside it it cannot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct EventKey {
+    /// Place in reading.
+    pub id: RowId,
+    /// For de-duplication.
+    pub event_id: EventId,
+}
+
+impl fmt::Display for EventKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.id, self.event_id)
     }
 }
 
@@ -78,6 +93,16 @@ pub struct Event {
 }
 
 impl Event {
+    /// Its name.
+    pub fn key(&self) -> EventKey {
+        EventKey { id: self.id, event_id: self.event_id }
+    }
+
+    /// The name of its stream.
+    pub fn stream(&self) -> Stream {
+        Stream { aggregate_type: self.aggregate_type.clone(), aggregate_id: self.aggregate_id.clone() }
+    }
+
     /// What the event holds in memory, about: texts, payload, headers and the struct itself.
     pub fn size_bytes(&self) -> usize {
         let texts = self.aggregate_type.len() + self.aggregate_id.len() + self.event_type.len();

@@ -4,6 +4,7 @@ pub mod cursor;
 pub mod event;
 pub mod lane;
 pub mod lsn;
+pub mod parked;
 pub mod snapshot;
 pub mod stream;
 pub mod table;

@@ -1,7 +1,16 @@
-//! Numbers in a stream, the events of one aggregate. Pure.
+//! A stream, the events of one aggregate, and their numbers in it. Pure.
 
 use std::fmt;
 use std::num::NonZeroU64;
+
+/// Names a stream.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Stream {
+    /// Type of the aggregate.
+    pub aggregate_type: String,
+    /// Id of the aggregate.
+    pub aggregate_id: String,
+}
 
 /// The gapless number of an event in its stream, from 1; only events written by `outbox.emit()` have one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

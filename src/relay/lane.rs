@@ -1,9 +1,13 @@
 //! A lane from start to end: connect, pass the guards, take the lease, pump; after trouble the same again, from the saved cursor.
 //! Starting and recovering are the same code.
 
+use super::culprits::Culprits;
 use super::desk::Desk;
 use super::leadership::{Owner, Seat, Terms, Watch};
+use super::ledger::{Bounds, Ledger};
+use super::parking::{MOST_STREAMS, Parked};
 use super::pump::{End, Pump};
+use super::sending::Sender;
 use super::status::LaneState;
 use super::verdict::{self, Next, Trouble};
 use crate::config::Config;
@@ -20,7 +24,7 @@ use crate::source::poll::Poll;
 use crate::source::poll::pace::PageSize;
 use crate::store::cursor::{self, Acquired, Beginning, Claim, Lease};
 use crate::store::guards::{self, Note, Place, Refusal};
-use crate::store::standing;
+use crate::store::{parked, standing};
 use crate::telemetry::changes;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -51,7 +55,11 @@ pub struct Lane {
     watch: Watch,
     generation: Generation,
     batch_bytes: usize,
+    /// Events to be sent one by one, because Kafka has refused one of them.
     careful_events: usize,
+    /// How often that found nobody: what comes next may be another than what was open then.
+    careful_rounds: u32,
+    culprits: Culprits,
     suspects_batch: bool,
     failures: u32,
     /// When this session began to pump.
@@ -104,6 +112,8 @@ impl Lane {
             generation: Generation::FIRST,
             batch_bytes: BATCH_BYTES,
             careful_events: 0,
+            careful_rounds: 0,
+            culprits: Culprits::default(),
             suspects_batch: false,
             failures: 0,
             led_since: None,
@@ -306,17 +316,34 @@ impl Lane {
             if !self.sleep(rest.min(self.terms.renew_every)).await {
                 return Ok(None);
             }
-            match cursor::save(&mut parts.writer, &mut lease, &cursor).await.map_err(Trouble::Db)? {
+            match cursor::save(&mut parts.writer, &mut lease, &cursor, &[]).await.map_err(Trouble::Db)? {
                 cursor::Saved::Renewed => {}
                 cursor::Saved::Fenced => return Err(Trouble::Fenced),
                 cursor::Saved::Displaced => return Err(Trouble::Displaced),
+                cursor::Saved::EventGone => return Err(Trouble::EventGone),
             }
         }
         Ok(Some((lease, cursor)))
     }
 
+    /// Streams of which events are parked: their later ones have to wait behind them.
+    async fn parked(&self, parts: &mut Parts) -> Result<Parked, Trouble> {
+        let heads = parked::load(&mut parts.reader, self.outbox.name.as_str(), self.id, MOST_STREAMS.saturating_add(1));
+        let heads = heads.await.map_err(Trouble::Db)?;
+        if heads.len() > MOST_STREAMS {
+            let message = format!("more than {MOST_STREAMS} streams are parked");
+            let hint = Some("discard what nobody needs: outboxd parked discard".to_owned());
+            return Err(Trouble::Refused(Refusal { message, hint }));
+        }
+        Ok(Parked::new(heads))
+    }
+
     /// Phase 3: read, send, settle, save.
-    async fn pump(&mut self, parts: Parts, lease: Lease, cursor: Cursor) -> End {
+    async fn pump(&mut self, mut parts: Parts, lease: Lease, cursor: Cursor) -> End {
+        let parked = match self.parked(&mut parts).await {
+            Ok(parked) => parked,
+            Err(trouble) => return End::Trouble(trouble),
+        };
         let care = if self.careful_events > 0 { Care::Alone } else { Care::Batched };
         let tuning = Tuning { batch_bytes: self.batch_bytes, care, socket_timeout: self.terms.socket_timeout };
         self.generation = self.generation.next();
@@ -327,23 +354,28 @@ impl Lane {
         };
         let poll =
             Poll::new(parts.reader, PageSize::new(in_flight.events / PAGE_SHARE, in_flight.size_bytes / PAGE_SHARE));
-        let pump = Pump::new(
-            &self.config.relay,
+        let bounds = Bounds { events: in_flight.events, bytes: in_flight.size_bytes };
+        let ledger = Ledger::new(cursor.clone(), self.generation, bounds);
+        let sender = Sender::new(
             &self.router,
             &self.desk,
-            self.terms,
+            &mut self.culprits,
             sink,
             parts.topics,
-            (parts.writer, lease),
-            &cursor,
+            ledger,
+            parked,
             self.careful_events,
         );
-        let (end, open_events) = pump.run(poll, cursor, &mut self.refusal, &self.stop).await;
-        if let End::Trouble(Trouble::Send(error)) = &end
-            && error.is_rejection()
-        {
-            self.careful_events = open_events.max(1);
-            self.suspects_batch = error.code.starts_with("Message"); // too large: the record, or the batch it was in
+        let pump = Pump::new(&self.config.relay, &self.desk, self.terms, sender, (parts.writer, lease));
+        let (end, closed) = pump.run(poll, cursor, &mut self.refusal, &self.stop).await;
+        match &end {
+            End::Trouble(Trouble::Send(error)) if error.is_rejection() => {
+                self.careful_events = closed.suspects.max(1).saturating_mul(1 << self.careful_rounds);
+                self.careful_rounds = self.careful_rounds.saturating_add(1).min(10);
+                self.suspects_batch = error.code.starts_with("Message"); // too large: the record, or the batch it was in
+            }
+            End::Trouble(Trouble::Found(_)) => self.careful_rounds = 0,
+            _ => {}
         }
         end
     }

@@ -1,17 +1,21 @@
 //! Orchestration: builds the parts, starts the lanes, waits, sums up. Only this module and `cli` know both Postgres and Kafka.
 
+pub mod culprits;
 pub mod desk;
 pub mod inquiry;
 pub mod lane;
 pub mod leadership;
 pub mod ledger;
 pub mod monitor;
+pub mod parking;
 pub mod pending;
 pub mod pump;
 pub mod reader;
 pub mod saving;
+pub mod sending;
 pub mod status;
 pub mod verdict;
+pub mod warmth;
 
 use crate::config::Config;
 use crate::config::outbox::Outbox;

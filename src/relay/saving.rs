@@ -1,14 +1,20 @@
-//! The writer's connection of a session and what it is used for: saving the cursor, renewing the lease, and the flush barrier.
-//! One statement at a time; the pump goes on meanwhile.
+//! The writer's connection of a session and what it is used for: saving the cursor, renewing the lease, the flush barrier, and
+//! errands for parked events. One statement at a time; the pump goes on meanwhile.
 
 use super::leadership::Terms;
+use super::ledger::Ledger;
 use super::pending::{Pending, later};
 use super::verdict::Trouble;
 use crate::db::{DbError, Session};
 use crate::outbox::cursor::Cursor;
+use crate::outbox::event::EventKey;
 use crate::outbox::lsn::Lsn;
+use crate::outbox::parked::{Parking, Release};
+use crate::outbox::stream::Stream;
+use crate::routing::Rejection;
 use crate::source::poll::flush;
 use crate::store::cursor::{self, Lease, Saved};
+use crate::store::parked::{self, Extent, Fetched};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -21,11 +27,51 @@ pub type Writer = (Session, Lease);
 
 /// What a statement brought.
 pub enum Done {
-    /// A save.
-    Saved(Result<Saved, DbError>, Cursor),
+    /// A save, of the position and the events that were to be parked before it.
+    Saved(Result<Saved, DbError>, Cursor, Vec<Parking>),
     /// A look at the flushed WAL.
     Flushed(Result<Option<Lsn>, DbError>),
+    /// An errand.
+    Ran(Result<Ran, DbError>),
 }
+
+/// A statement about parked events. Rare, and never urgent.
+#[derive(Debug)]
+pub enum Errand {
+    /// Note that one was refused again.
+    Refused(EventKey, Rejection),
+    /// Remove those that are delivered.
+    Remove(Vec<Release>),
+    /// Read those of streams that may go on.
+    Fetch(Vec<Stream>, usize),
+    /// Look what was decided.
+    Look,
+}
+
+/// What an errand brought.
+pub enum Ran {
+    /// The table knows that the event was refused again.
+    Refused(EventKey),
+    /// They are gone.
+    Removed(Vec<Release>),
+    /// Of these streams, these events; cut where the budget was full.
+    Fetched(Vec<Stream>, Vec<Fetched>, Extent),
+    /// These streams may go on.
+    Decided(Vec<Stream>),
+}
+
+/// What came of a statement.
+pub enum Finished {
+    /// Nothing that concerns anybody else.
+    Nothing,
+    /// The row says this, and these events are parked.
+    Saved(Cursor, Vec<Parking>),
+    /// An errand is done.
+    Ran(Ran),
+}
+
+/// Events of one stream that are read at once.
+const ROWS_OF_STREAM: i64 = 100;
 
 /// When a save is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,8 +80,8 @@ pub enum Urgency {
     Flowing,
     /// Nothing is in flight, and nothing to read.
     AtRest,
-    /// The lane stops, and nothing is in flight.
-    Stopping,
+    /// The lane stops, and nothing is in flight; or it can park no more before a save.
+    AtOnce,
 }
 
 /// See the module.
@@ -89,8 +135,12 @@ impl Saving {
         !self.unsaved && self.writer.is_some()
     }
 
-    /// Whether the WAL is on disk up to `place`, as far as is known.
-    pub fn has_flushed(&self, place: Option<Lsn>) -> bool {
+    /// Up to where the WAL is on disk, as far as is known.
+    pub fn flushed(&self) -> Option<Lsn> {
+        self.flushed
+    }
+
+    fn has_flushed(&self, place: Option<Lsn>) -> bool {
         place.is_none_or(|place| self.flushed >= Some(place))
     }
 
@@ -100,15 +150,15 @@ impl Saving {
     }
 
     /// Starts the statement that is due, if the connection is free.
-    pub fn start(&mut self, position: &Cursor, urgency: Urgency, needs_wal: Option<Lsn>) {
+    pub fn start(&mut self, ledger: &mut Ledger, urgency: Urgency, needs_wal: Option<Lsn>) {
         let Some((mut session, mut lease)) = self.writer.take() else { return };
         let (now, waits) = (Instant::now(), !self.has_flushed(needs_wal));
         if self.save_due_at(urgency) <= now || waits && self.flush_looks >= FLUSH_LOOKS {
             (self.unsaved, self.flush_looks) = (false, 0);
-            let position = position.clone();
+            let (position, parkings) = (ledger.position().clone(), ledger.take_parkings());
             self.working = Some(Box::pin(async move {
-                let result = cursor::save(&mut session, &mut lease, &position).await;
-                ((session, lease), Done::Saved(result, position))
+                let result = cursor::save(&mut session, &mut lease, &position, &parkings).await;
+                ((session, lease), Done::Saved(result, position, parkings))
             }));
         } else if waits && self.flush_at <= now {
             self.working = Some(Box::pin(async move {
@@ -120,19 +170,33 @@ impl Saving {
         }
     }
 
+    /// Whether an errand can be run.
+    pub fn is_free(&self) -> bool {
+        self.writer.is_some()
+    }
+
+    /// Runs an errand, if the connection is free.
+    pub fn run(&mut self, errand: Errand) {
+        let Some((mut session, lease)) = self.writer.take() else { return };
+        self.working = Some(Box::pin(async move {
+            let result = run(&mut session, &lease, errand).await;
+            ((session, lease), Done::Ran(result))
+        }));
+    }
+
     /// When the next save is due: it renews the lease too.
     ///
     /// | | due |
     /// |---|---|
     /// | events settled since the last save, and more flowing | `save_every` after it |
     /// | the same, at rest | a tenth of that |
-    /// | the same, stopping | at once |
+    /// | the same, stopping, or no more can be parked | at once |
     /// | otherwise | when the lease is to be renewed |
     fn save_due_at(&self, urgency: Urgency) -> Instant {
         let pause = match urgency {
             Urgency::Flowing => self.save_every,
             Urgency::AtRest => self.save_every / 10,
-            Urgency::Stopping => Duration::ZERO,
+            Urgency::AtOnce => Duration::ZERO,
         };
         if self.unsaved { later(self.saved_at, pause).min(self.renew_at) } else { self.renew_at }
     }
@@ -143,39 +207,61 @@ impl Saving {
         self.writer.as_ref().map(|_| self.save_due_at(urgency).min(flush.unwrap_or(self.renew_at)))
     }
 
-    /// Takes the connection back from a statement; the saved position if it was a save.
-    pub fn finish(&mut self, writer: Writer, done: Done) -> Result<Option<Cursor>, Trouble> {
+    /// Takes the connection back from a statement, and says what came of it.
+    pub fn finish(&mut self, writer: Writer, done: Done) -> Result<Finished, Trouble> {
         let renewed = writer.1.renewed();
         (self.writer, self.working) = (Some(writer), None);
         match done {
-            Done::Saved(result, position) => {
+            Done::Saved(result, position, parkings) => {
                 self.saved_at = Instant::now();
                 match result.inspect_err(|_| self.unsaved = true).map_err(Trouble::Db)? {
                     Saved::Renewed => {}
                     Saved::Fenced => return Err(Trouble::Fenced),
                     Saved::Displaced => return Err(Trouble::Displaced),
+                    Saved::EventGone => return Err(Trouble::EventGone),
                 }
                 (self.fence_at, self.renew_at) =
                     (later(renewed, self.terms.fence), later(renewed, self.terms.renew_every));
-                Ok(Some(position))
+                Ok(Finished::Saved(position, parkings))
             }
             Done::Flushed(result) => {
                 self.flushed = self.flushed.max(result.map_err(Trouble::Db)?);
                 self.flush_looks = self.flush_looks.saturating_add(1);
                 self.flush_at = later(Instant::now(), FLUSH_LOOK);
-                Ok(None)
+                Ok(Finished::Nothing)
             }
+            Done::Ran(result) => result.map(Finished::Ran).map_err(Trouble::Db),
         }
     }
 
-    /// Waits for the statement under way, which has a limit of its own, and gives the connection back.
+    /// Waits for the statement under way, which has a limit of its own, and gives the connection back, and whether events were
+    /// settled that the row does not know. After a save that failed there is no connection: what that save was to park is
+    /// known to nobody any more, so nothing behind it may be saved.
     pub async fn end(mut self) -> (Option<Writer>, bool) {
         if let Some(working) = self.working.take() {
             let (writer, done) = working.await;
             if self.finish(writer, done).is_err() {
-                self.unsaved = true;
+                return (None, true);
             }
         }
         (self.writer, self.unsaved)
     }
+}
+
+async fn run(session: &mut Session, lease: &Lease, errand: Errand) -> Result<Ran, DbError> {
+    Ok(match errand {
+        Errand::Refused(key, Rejection { code, reason, .. }) => {
+            parked::refused_again(session, lease, key, &code, &reason).await?;
+            Ran::Refused(key)
+        }
+        Errand::Remove(releases) => {
+            parked::remove(session, lease, &releases).await?;
+            Ran::Removed(releases)
+        }
+        Errand::Fetch(streams, budget_bytes) => {
+            let (found, extent) = parked::fetch(session, lease, &streams, ROWS_OF_STREAM, budget_bytes).await?;
+            Ran::Fetched(streams, found, extent)
+        }
+        Errand::Look => Ran::Decided(parked::decided(session, lease).await?),
+    })
 }

@@ -84,6 +84,8 @@ pub struct LaneStatus {
     pub published_events: u64,
     /// Events sent and not settled.
     pub in_flight_events: usize,
+    /// Streams of which events are parked. `None` until the lane has looked.
+    pub parked_streams: Option<usize>,
     /// Events behind the saved cursor; 10,000 means that many or more. `None` until it was looked at.
     pub lag_events: Option<i64>,
     /// Age of the oldest event behind the saved cursor.
@@ -107,6 +109,7 @@ impl LaneStatus {
             cursor: None,
             published_events: 0,
             in_flight_events: 0,
+            parked_streams: None,
             lag_events: None,
             lag_seconds: None,
             open_transactions: Vec::new(),

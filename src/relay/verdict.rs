@@ -27,14 +27,6 @@ pub enum Trouble {
     /// Kafka.
     #[error(transparent)]
     Send(SendError),
-    /// Kafka refuses this event, which was sent alone.
-    #[error("event {event} is refused: {cause}")]
-    Culprit {
-        /// Row id and uuid.
-        event: String,
-        /// What Kafka says.
-        cause: SendError,
-    },
     /// A newer holder has the lease.
     #[error("another relay has taken the lease")]
     Fenced,
@@ -44,6 +36,14 @@ pub enum Trouble {
     /// The row was written where it should not have been.
     #[error("cursor saved in a sub-transaction or on another timeline: a fail-over under the connection, or a defect")]
     Displaced,
+    /// An event that was to be parked is not in the table any more.
+    #[error(
+        "an event that was to be parked is no longer in the outbox: somebody deletes events that are not delivered"
+    )]
+    EventGone,
+    /// Kafka refuses events, and it is known which: the next session parks them, or stands at them.
+    #[error("Kafka refuses an event: {0}")]
+    Found(SendError),
     /// A topic's limit is below the size of the producer's batches.
     #[error("a topic takes batches of {0} bytes at most")]
     BatchTooLarge(usize),
@@ -95,7 +95,8 @@ const OPERATOR: Backoff = Backoff { first: Duration::from_secs(1), most: Duratio
 /// | Postgres refuses us, or a guard does | again | 1 s to 10 s |
 /// | Kafka's environment, or unknown | again | 1 s to 60 s |
 /// | Kafka refuses a record among others | carefully | none |
-/// | Kafka refuses an event that was alone | again, halted at it | 1 s to 60 s |
+/// | Kafka refuses a record, and it is known which | again: the policy of its route decides | none |
+/// | an event to be parked was deleted by somebody | again | 1 s to 10 s |
 /// | the producer is fatally broken | again | 50 ms to 5 s |
 /// | fenced, or the lease was lost | again, as a standby | 50 ms to 5 s |
 pub fn judge(trouble: &Trouble) -> Verdict {
@@ -135,8 +136,10 @@ pub fn judge(trouble: &Trouble) -> Verdict {
                 verdict(Next::Again, Some(ENVIRONMENT), LaneState::Waiting, "fenced", error.hint.as_deref())
             }
         },
-        Trouble::Culprit { cause, .. } => {
-            verdict(Next::Carefully, Some(ENVIRONMENT), LaneState::Halted, "rejection", cause.hint.as_deref())
+        Trouble::Found(_) => verdict(Next::Again, None, LaneState::Starting, "rejection", None),
+        Trouble::EventGone => {
+            let hint = "stop whoever cleans up outbox.events; outboxd goes on behind the missing event";
+            verdict(Next::Again, Some(OPERATOR), LaneState::Refused, "event_gone", Some(hint))
         }
         Trouble::Fenced => verdict(Next::Again, Some(DATABASE), LaneState::Starting, "fenced", None),
         Trouble::LeaseLost(_) => {
@@ -156,14 +159,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_the_events_fault_waits_and_what_is_halts() {
-        let culprit = Trouble::Culprit { event: "7".into(), cause: send(SendErrorKind::Rejection) };
+    fn what_is_not_the_events_fault_waits_and_what_is_does_not() {
         let table = [
             (Trouble::Send(send(SendErrorKind::Environment)), Next::Again, LaneState::Waiting, Some(ENVIRONMENT)),
             (Trouble::Send(send(SendErrorKind::NotMine)), Next::Again, LaneState::Waiting, Some(ENVIRONMENT)),
             (Trouble::Send(send(SendErrorKind::Rejection)), Next::Carefully, LaneState::Starting, None),
             (Trouble::Send(send(SendErrorKind::Fatal)), Next::Again, LaneState::Waiting, Some(DATABASE)),
-            (culprit, Next::Carefully, LaneState::Halted, Some(ENVIRONMENT)),
+            (Trouble::Found(send(SendErrorKind::Rejection)), Next::Again, LaneState::Starting, None),
+            (Trouble::EventGone, Next::Again, LaneState::Refused, Some(OPERATOR)),
             (Trouble::Fenced, Next::Again, LaneState::Starting, Some(DATABASE)),
             (Trouble::LeaseLost(Duration::from_secs(8)), Next::Again, LaneState::Waiting, Some(DATABASE)),
             (Trouble::BatchTooLarge(5_000), Next::Smaller(5_000), LaneState::Starting, None),

@@ -66,11 +66,7 @@ impl<'de> Visitor<'de> for Entries {
 }
 
 fn bad_headers() -> Rejection {
-    Rejection {
-        code: "bad_headers",
-        reason: "the event's headers are not a JSON object".to_owned(),
-        hint: "write an object of names and texts",
-    }
+    Rejection::new("bad_headers", "the event's headers are not a JSON object", "write an object of names and texts")
 }
 
 #[cfg(test)]

@@ -38,9 +38,6 @@ fn piece<'e>(part: &'e Part, event: &'e Event, what: &'static str) -> Result<Cow
 }
 
 fn unfilled(what: &str, field: &str) -> Rejection {
-    Rejection {
-        code: "unfilled_template",
-        reason: format!("the template of the {what} asks for {{{field}}}, which the event does not have"),
-        hint: "write the field with the event, or change the template",
-    }
+    let reason = format!("the template of the {what} asks for {{{field}}}, which the event does not have");
+    Rejection::new("unfilled_template", reason, "write the field with the event, or change the template")
 }

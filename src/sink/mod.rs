@@ -42,11 +42,24 @@ pub enum Report {
     /// The record is in the topic, on all in-sync replicas.
     Delivered(Token),
     /// The record is not, or nobody knows.
-    Failed(Token, SendError),
+    Failed(Failure),
     /// The producer as a whole has failed; no record can be sent with it any more.
     Broken(SendError),
     /// No broker answers. Records wait; this is no failure of any of them.
     Away(String),
+}
+
+/// A record that did not get into its topic, as far as is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Which record.
+    pub token: Token,
+    /// Where it was to go. What fails together in a partition was in one batch.
+    pub topic: String,
+    /// The partition, negative where none was chosen yet.
+    pub partition: i32,
+    /// Why.
+    pub error: SendError,
 }
 
 /// What became of handing a record to the producer.

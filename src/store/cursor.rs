@@ -7,6 +7,7 @@ use super::guards::Place;
 use crate::db::{DbError, Session};
 use crate::outbox::cursor::{Cursor, CursorError};
 use crate::outbox::lane::{Epoch, LaneId};
+use crate::outbox::parked::{Cause, Parking};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use std::time::Duration;
@@ -45,6 +46,16 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// Name of the outbox.
+    pub fn outbox(&self) -> &str {
+        &self.claim.outbox
+    }
+
+    /// The lane.
+    pub fn lane(&self) -> LaneId {
+        self.claim.lane
+    }
+
     /// The number of this right.
     pub fn epoch(&self) -> Epoch {
         self.epoch
@@ -74,6 +85,8 @@ pub enum Saved {
     Fenced,
     /// The row was written in a sub-transaction or by a server of another timeline: a defect, or a fail-over under the connection.
     Displaced,
+    /// An event that was to be parked is no longer in the table: somebody deletes what is not delivered. Nothing was written.
+    EventGone,
 }
 
 /// Why the row could not be used.
@@ -176,24 +189,55 @@ fn read(row: &PgRow) -> Result<(Epoch, Result<Cursor, CursorError>), sqlx::Error
     Ok((Epoch::new(row.try_get("epoch")?), Cursor::parse(s, t, row.try_get("after")?)))
 }
 
+/// Moves the cursor, renews the lease and parks, in one statement: the cursor never passes an event that is neither published nor parked.
 const SAVE: &str = "
-    update outbox.cursors
-       set s = $4::text::pg_snapshot, t = $5::text::pg_snapshot, after = $6,  -- always as a triple: after means nothing under another t
-           lease_until = clock_timestamp() + $7 * interval '1 ms',
-           saved_xid = pg_current_xact_id(), saved_lsn = pg_current_wal_insert_lsn(), saved_at = clock_timestamp()
-     where outbox = $1 and lane = $2
-       and epoch = $3                                    -- no row back: a newer holder has fenced us
- returning xmin = saved_xid::xid as ours, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) as timeline";
+    with moved as (
+      update outbox.cursors
+         set s = $4::text::pg_snapshot, t = $5::text::pg_snapshot, after = $6,  -- always as a triple: after means nothing under another t
+             lease_until = clock_timestamp() + $7 * interval '1 ms',
+             saved_xid = pg_current_xact_id(), saved_lsn = pg_current_wal_insert_lsn(), saved_at = clock_timestamp()
+       where outbox = $1 and lane = $2
+         and epoch = $3                                    -- no row back: a newer holder has fenced us
+         and (select count(*) from outbox.events where id = any ($8)) = cardinality($8)  -- or an event to be parked is gone
+   returning xmin = saved_xid::xid as ours, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) as timeline),
+    kept as (
+      insert into outbox.parked (outbox, lane, cause, code, reason, xid, id, created_at, sequence, event_id, previous_event_id,
+                                 aggregate_type, aggregate_id, event_type, payload, payload_bytes, headers)
+      select $1, $2, p.cause, p.code, p.reason, xid, id, created_at, sequence, event_id, previous_event_id,
+             aggregate_type, aggregate_id, event_type, payload, payload_bytes, headers
+        from moved cross join unnest($8, $9::text[], $10::text[], $11::text[]) as p(park, cause, code, reason)
+        join outbox.events e on e.id = p.park
+       order by e.id                                       -- their place is the order in which they were read
+      on conflict (outbox, id, event_id) do nothing)       -- read again after a rebase: what was decided stands
+    select ours, timeline from moved";
 
-/// Moves the cursor and renews the lease, in one statement.
+const EPOCH: &str = "select epoch from outbox.cursors where outbox = $1 and lane = $2";
+
+/// Moves the cursor, parks the events that wait for it, and renews the lease, in one statement.
 ///
 /// Not cancel-safe: after a drop or an error the outcome is unknown, and only the row knows it.
 ///
 /// # Errors
 /// Those of the server.
-pub async fn save(session: &mut Session, lease: &mut Lease, cursor: &Cursor) -> Result<Saved, DbError> {
+pub async fn save(
+    session: &mut Session,
+    lease: &mut Lease,
+    cursor: &Cursor,
+    parkings: &[Parking],
+) -> Result<Saved, DbError> {
     let sent = Instant::now();
     let doing = "saving the cursor";
+    let (mut ids, mut causes, mut codes, mut reasons) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for parking in parkings {
+        let (cause, code, reason) = match &parking.cause {
+            Cause::Rejection { code, reason } => ("rejection", Some(code.as_str()), Some(reason.as_str())),
+            Cause::Follows => ("follows", None, None),
+        };
+        ids.push(parking.key.id.get());
+        causes.push(cause);
+        codes.push(code);
+        reasons.push(reason);
+    }
     let statement = sqlx::query(SAVE)
         .bind(&lease.claim.outbox)
         .bind(lease.claim.lane.get())
@@ -202,8 +246,14 @@ pub async fn save(session: &mut Session, lease: &mut Lease, cursor: &Cursor) -> 
         .bind(cursor.t().map(ToString::to_string))
         .bind(cursor.after().map(crate::outbox::event::RowId::get))
         .bind(millis(lease.claim.ttl))
+        .bind(ids)
+        .bind(causes)
+        .bind(codes)
+        .bind(reasons)
         .fetch_optional(&mut session.connection);
-    let Some(row) = Session::brief(doing, statement).await? else { return Ok(Saved::Fenced) };
+    let Some(row) = Session::brief(doing, statement).await? else {
+        return if parkings.is_empty() { Ok(Saved::Fenced) } else { not_saved(session, lease).await };
+    };
     let ours: bool = row.try_get("ours").map_err(DbError::during(doing))?;
     let timeline: String = row.try_get("timeline").map_err(DbError::during(doing))?;
     if !ours || timeline != session.server.timeline {
@@ -211,6 +261,16 @@ pub async fn save(session: &mut Session, lease: &mut Lease, cursor: &Cursor) -> 
     }
     lease.renewed = sent;
     Ok(Saved::Renewed)
+}
+
+/// Why nothing was written by a save that parks: the row's epoch tells.
+async fn not_saved(session: &mut Session, lease: &Lease) -> Result<Saved, DbError> {
+    let statement = sqlx::query_scalar(EPOCH)
+        .bind(&lease.claim.outbox)
+        .bind(lease.claim.lane.get())
+        .fetch_optional(&mut session.connection);
+    let epoch: Option<i64> = Session::brief("reading the epoch", statement).await?;
+    Ok(if epoch == Some(lease.epoch.get()) { Saved::EventGone } else { Saved::Fenced })
 }
 
 const RELEASE: &str = "

@@ -52,3 +52,19 @@ pub fn holder(outbox: &str, who: &str, role: &str, database: &str, age_seconds: 
 pub fn finding(outbox: &str, message: &str, hint: Option<&str>) {
     warn!(outbox, hint, "{message}");
 }
+
+/// A stream is parked, because of this event of it.
+pub fn parked(outbox: &str, lane: &str, event: &dyn std::fmt::Display, reason: &str) {
+    let next = "its stream waits, others go on; see: outboxd parked list";
+    warn!(outbox, lane, event = %event, reason, next, "event parked");
+}
+
+/// An event went to the dead-letter topic.
+pub fn dead_lettered(outbox: &str, lane: &str, event: &dyn std::fmt::Display) {
+    info!(outbox, lane, event = %event, "event sent to the dead-letter topic, its stream goes on without it");
+}
+
+/// Somebody has decided: streams that were parked are sent again.
+pub fn released(outbox: &str, lane: &str, streams: usize) {
+    info!(outbox, lane, streams, "parked streams are sent again");
+}

@@ -18,6 +18,9 @@ pub struct Metrics {
     events_read: Family<Labels, Counter>,
     events_published: Family<Labels, Counter>,
     events_left_out: Family<Labels, Counter>,
+    events_parked: Family<Labels, Counter>,
+    events_dead_lettered: Family<Labels, Counter>,
+    parked_streams: Family<Labels, Gauge>,
     records_delivered: Family<Labels, Counter>,
     rejections: Family<Labels, Counter>,
     cursor_saves: Family<Labels, Counter>,
@@ -38,6 +41,12 @@ pub struct LaneMetrics {
     pub events_published: Counter,
     /// Events that a route leaves out on purpose.
     pub events_left_out: Counter,
+    /// Events parked, those that follow a rejected one included.
+    pub events_parked: Counter,
+    /// Events that the dead-letter topic has.
+    pub events_dead_lettered: Counter,
+    /// Streams of which events are parked.
+    pub parked_streams: Gauge,
     /// Records acknowledged by all in-sync replicas.
     pub records_delivered: Counter,
     /// Saves of the cursor.
@@ -81,6 +90,9 @@ impl Default for Metrics {
             events_read: metric!("events_read", "Events read from the outbox"),
             events_published: metric!("events_published", "Events whose records are all acknowledged"),
             events_left_out: metric!("events_left_out", "Events that a route leaves out on purpose"),
+            events_parked: metric!("events_parked", "Events parked, those that follow a rejected one included"),
+            events_dead_lettered: metric!("events_dead_lettered", "Events that the dead-letter topic has"),
+            parked_streams: metric!("parked_streams", "Streams of which events are parked"),
             records_delivered: metric!("records_delivered", "Records acknowledged by all in-sync replicas"),
             rejections: metric!("rejections", "Times that an event could not become a record, or was refused by Kafka"),
             cursor_saves: metric!("cursor_saves", "Saves of the cursor"),
@@ -102,6 +114,9 @@ impl Metrics {
             events_read: self.events_read.get_or_create_owned(&labels),
             events_published: self.events_published.get_or_create_owned(&labels),
             events_left_out: self.events_left_out.get_or_create_owned(&labels),
+            events_parked: self.events_parked.get_or_create_owned(&labels),
+            events_dead_lettered: self.events_dead_lettered.get_or_create_owned(&labels),
+            parked_streams: self.parked_streams.get_or_create_owned(&labels),
             records_delivered: self.records_delivered.get_or_create_owned(&labels),
             cursor_saves: self.cursor_saves.get_or_create_owned(&labels),
             in_flight: self.in_flight.get_or_create_owned(&labels),

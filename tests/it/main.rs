@@ -16,4 +16,5 @@ mod naive;
 mod pages;
 mod partitions;
 mod plans;
+mod rejections;
 mod support;

@@ -2,6 +2,7 @@
 
 pub mod error;
 pub mod options;
+pub mod partition;
 pub mod report;
 pub mod topics;
 
@@ -42,19 +43,39 @@ const BATCH_OVERHEAD_BYTES: usize = 61;
 /// Refuses a record that the topic cannot take, before it travels: in flight its failure would let later records of its stream pass.
 ///
 /// # Errors
-/// The record is larger than the topic's limit for a batch.
-pub fn fits(record: &Record<'_>, topic: topics::Topic) -> Result<(), Rejection> {
+/// The record is larger than the topic's limit for a batch, has no key where the topic is compacted, or a timestamp that the topic refuses.
+pub fn fits(record: &Record<'_>, topic: topics::Topic, now_ms: i64) -> Result<(), Rejection> {
+    if topic.is_compacted && record.key.is_none() {
+        let reason = format!("topic {} is compacted (cleanup.policy), and the record has no key", record.topic);
+        return Err(Rejection::new("no_key", reason, "give the route a `key`, or the topic another cleanup.policy"));
+    }
+    if let Some(age_ms) = record.timestamp_ms.map(|timestamp_ms| now_ms.saturating_sub(timestamp_ms)) {
+        let limit = |way: &str, name: &str, most_ms: i64| {
+            let (most_s, topic) = (most_ms / 1_000, &record.topic);
+            let reason = format!(
+                "the record's timestamp lies {} s in the {way}, topic {topic} takes {most_s} s ({name})",
+                age_ms.abs() / 1_000
+            );
+            Rejection::new(
+                "bad_timestamp",
+                reason,
+                "change the topic's limit, or set `timestamp = \"none\"` in the route",
+            )
+        };
+        if age_ms > topic.oldest_ms {
+            return Err(limit("past", "message.timestamp.before.max.ms", topic.oldest_ms));
+        }
+        if age_ms.saturating_neg() > topic.newest_ms {
+            return Err(limit("future", "message.timestamp.after.max.ms", topic.newest_ms));
+        }
+    }
     let size = RECORD_OVERHEAD_BYTES.saturating_add(record.size_bytes()).saturating_add(BATCH_OVERHEAD_BYTES);
     if size <= topic.limit_bytes {
         return Ok(());
     }
     let reason =
         format!("the record has {size} bytes, topic {} takes {} (max.message.bytes)", record.topic, topic.limit_bytes);
-    Err(Rejection {
-        code: "too_large",
-        reason,
-        hint: "raise `max.message.bytes` of the topic; outboxd goes on by itself",
-    })
+    Err(Rejection::new("too_large", reason, "raise `max.message.bytes` of the topic, or write smaller events"))
 }
 
 impl KafkaSink {
@@ -84,16 +105,17 @@ impl KafkaSink {
     /// Queues a record behind all that were queued before. The producer copies it.
     ///
     /// # Errors
-    /// The producer will not take this record at all.
+    /// The producer will not take this record, or none at all any more: see [`KafkaSink::explain`].
     pub fn send(&self, record: &Record<'_>, token: Token) -> Result<Sent, SendError> {
-        let mut base =
-            BaseRecord::with_opaque_to(&record.topic, token.0).key(record.key.as_bytes()).headers(headers(record));
+        let mut base: BaseRecord<'_, [u8], [u8], usize> =
+            BaseRecord::with_opaque_to(&record.topic, token.0).headers(headers(record));
+        base.key = record.key.as_ref().map(|key| key.as_bytes());
         base.payload = record.value;
         base.timestamp = record.timestamp_ms;
         match self.producer.send(base) {
             Ok(()) => Ok(Sent::Queued),
             Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => Ok(Sent::Full),
-            Err((failure, _)) => Err(self.explain(error::describe(&format!("topic {}", record.topic), &failure))),
+            Err((failure, _)) => Err(error::describe(&format!("topic {}", record.topic), &failure)),
         }
     }
 

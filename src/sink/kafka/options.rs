@@ -16,7 +16,7 @@ pub struct Tuning {
     pub socket_timeout: Duration,
 }
 
-/// How many records travel together.
+/// How many records travel together. Alone, the one that fails is known, and nothing behind it in its partition is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Care {
     /// As many as fit.

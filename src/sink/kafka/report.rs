@@ -3,7 +3,7 @@
 //! The list is bounded by the ledger: there is at most one report per record under way.
 
 use super::error;
-use crate::sink::{Report, SendErrorKind, Token};
+use crate::sink::{Failure, Report, SendErrorKind, Token};
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -65,9 +65,12 @@ impl ProducerContext<NoCustomPartitioner> for Context {
             Err((KafkaError::MessageProduction(RDKafkaErrorCode::DuplicateSequenceNumber), _)) => {
                 Report::Delivered(token)
             } // stored by an earlier try
-            Err((failure, message)) => {
-                Report::Failed(token, error::describe(&format!("topic {}", message.topic()), failure))
-            }
+            Err((failure, message)) => Report::Failed(Failure {
+                token,
+                topic: message.topic().to_owned(),
+                partition: message.partition(),
+                error: error::describe(&format!("topic {}", message.topic()), failure),
+            }),
         });
     }
 }

@@ -13,6 +13,7 @@ use rdkafka::producer::{BaseProducer, NoCustomPartitioner, Producer, ProducerCon
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Kafka's default for `max.message.bytes`; assumed where we may not ask.
 const ASSUMED_LIMIT_BYTES: usize = 1_048_588;
@@ -34,6 +35,14 @@ pub struct Topic {
     pub partitions: usize,
     /// Its `max.message.bytes`: the limit of a batch.
     pub limit_bytes: usize,
+    /// Whether its `cleanup.policy` compacts: then it takes no record without a key.
+    pub is_compacted: bool,
+    /// Its `message.timestamp.before.max.ms`: how old a record may be.
+    pub oldest_ms: i64,
+    /// Its `message.timestamp.after.max.ms`: how far in the future a record may be.
+    pub newest_ms: i64,
+    /// When that was learnt: it can change.
+    pub learnt_at: Instant,
 }
 
 /// Asks the cluster about itself and its topics.
@@ -86,6 +95,20 @@ fn metadata(asker: &BaseProducer<Quiet>, topic: Option<&str>) -> Result<Metadata
     })
 }
 
+impl Topic {
+    /// A topic that takes everything, learnt now.
+    fn unlimited() -> Self {
+        Self {
+            partitions: 0,
+            limit_bytes: usize::MAX,
+            is_compacted: false,
+            oldest_ms: i64::MAX,
+            newest_ms: i64::MAX,
+            learnt_at: Instant::now(),
+        }
+    }
+}
+
 impl Topics {
     /// Prepares a client; nothing is asked yet.
     ///
@@ -130,7 +153,7 @@ impl Topics {
             Err(missing) if is_missing(&missing) && self.create.is_some() => self.make(topic).await?,
             other => other.map_err(|failure| error::describe(&format!("topic {topic}"), &failure))?,
         };
-        let learnt = Topic { partitions, limit_bytes: self.limit(topic).await? };
+        let learnt = Topic { partitions, ..self.limits(topic).await? };
         self.known.insert(topic.to_owned(), learnt);
         Ok(learnt)
     }
@@ -178,9 +201,9 @@ impl Topics {
     }
 
     /// A topic that was just made is known to the brokers one after the other.
-    async fn limit(&self, topic: &str) -> Result<usize, SendError> {
+    async fn limits(&self, topic: &str) -> Result<Topic, SendError> {
         for _ in 0..SPREADING_TRIES {
-            match self.ask_limit(topic).await {
+            match self.ask_limits(topic).await {
                 Err(RDKafkaErrorCode::UnknownTopicOrPartition) => tokio::time::sleep(SPREADING_PAUSE).await,
                 Err(code) if is_silence(code) => return Err(refused(topic, code)),
                 Err(code) => {
@@ -191,21 +214,31 @@ impl Topics {
                         why,
                         "the limit of the topic is not told (DescribeConfigs): assuming Kafka's default"
                     );
-                    return Ok(assumed_bytes);
+                    return Ok(Topic { limit_bytes: assumed_bytes, ..Topic::unlimited() });
                 }
-                Ok(limit) => return Ok(limit),
+                Ok(limits) => return Ok(limits),
             }
         }
         Err(refused(topic, RDKafkaErrorCode::UnknownTopicOrPartition))
     }
 
-    async fn ask_limit(&self, topic: &str) -> Result<usize, RDKafkaErrorCode> {
+    async fn ask_limits(&self, topic: &str) -> Result<Topic, RDKafkaErrorCode> {
         let options = AdminOptions::new().request_timeout(Some(ANSWER_TIMEOUT));
         let asked = self.admin.describe_configs([&ResourceSpecifier::Topic(topic)], &options).await;
         let unknown = |failure: KafkaError| failure.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
         let found = asked.map_err(unknown)?.pop().ok_or(RDKafkaErrorCode::Fail)??;
-        let limit = found.get("max.message.bytes").and_then(|entry| entry.value.as_ref()?.parse().ok());
-        limit.ok_or(RDKafkaErrorCode::Fail)
+        let value = |name: &str| found.get(name).and_then(|entry| entry.value.clone());
+        let limit = value("max.message.bytes").and_then(|text| text.parse().ok()).ok_or(RDKafkaErrorCode::Fail)?;
+        let is_ours = value("message.timestamp.type").is_none_or(|kind| kind == "CreateTime"); // else the broker sets it
+        let millis =
+            |name: &str| value(name).filter(|_| is_ours).and_then(|text| text.parse().ok()).unwrap_or(i64::MAX);
+        Ok(Topic {
+            limit_bytes: limit,
+            is_compacted: value("cleanup.policy").is_some_and(|policies| policies.contains("compact")),
+            oldest_ms: millis("message.timestamp.before.max.ms"),
+            newest_ms: millis("message.timestamp.after.max.ms"),
+            ..Topic::unlimited()
+        })
     }
 }
 

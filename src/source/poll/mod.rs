@@ -6,7 +6,7 @@ pub mod pace;
 pub mod window;
 
 use super::{Batch, SourceError};
-use crate::db::{DbError, Session};
+use crate::db::{self, DbError, Session};
 use crate::outbox::cursor::{Cursor, Extent};
 use crate::outbox::event::{Event, RowId};
 use crate::outbox::snapshot::Snapshot;
@@ -157,7 +157,7 @@ async fn receive(
             if told.is_none() {
                 told = Some(flags(&row, &session.server)?);
             }
-            let Some(event) = window::event(&row).map_err(reading)? else { continue };
+            let Some(event) = db::event::event(&row, window::EVENT_AT).map_err(reading)? else { continue };
             if events.last().is_some_and(|last| !Cursor::is_behind(event.id, last.id)) {
                 return Err(SourceError::Disorder);
             }
@@ -179,7 +179,7 @@ async fn receive(
 }
 
 /// Even an empty answer says which server gave it; another server's answer moves nothing.
-fn flags(row: &PgRow, server: &crate::db::Server) -> Result<Flags, SourceError> {
+fn flags(row: &PgRow, server: &db::Server) -> Result<Flags, SourceError> {
     let flags = window::flags(row).map_err(reading)?;
     flags.answered.by(server).map_err(SourceError::Db)?;
     Ok(flags)

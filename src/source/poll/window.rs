@@ -1,4 +1,4 @@
-//! The statements that read windows and pages, and row to [`Event`]: the other half of `outbox/cursor.rs`.
+//! The statements that read windows and pages: the other half of `outbox/cursor.rs`.
 //!
 //! One statement is one snapshot: split one and events are lost. All variants of the reading statements are composed here.
 //! Each odd part has a measured reason:
@@ -14,16 +14,11 @@
 //! * The flags come from one materialised row: as expressions of the select list they would be computed for every event.
 
 use crate::db::Answered;
-use crate::outbox::event::{Event, EventId, Micros, RowId};
+use crate::db::event::COLUMNS;
 use crate::outbox::lsn::Lsn;
 use crate::outbox::snapshot::{Snapshot, SnapshotError};
-use crate::outbox::stream::Sequence;
+use sqlx::Row;
 use sqlx::postgres::PgRow;
-use sqlx::{Row, ValueRef};
-use uuid::Uuid;
-
-/// The columns of an event, in the order in which [`event`] reads them.
-const COLUMNS: &str = "id, created_at, sequence, event_id, previous_event_id, aggregate_type, aggregate_id, event_type, payload, payload_bytes, nullif(headers, '{}') as headers";
 
 // Which server answered; how far its WAL has come, taken in this statement and so after its snapshot.
 const FLAGS: &str = "
@@ -150,64 +145,13 @@ pub fn flags(row: &PgRow) -> Result<Flags, sqlx::Error> {
     })
 }
 
+/// Where the first column of an event stands in an answer: behind five flags and three of the snapshot.
+pub const EVENT_AT: usize = 8;
+
 /// Reads which server answered.
 ///
 /// # Errors
 /// A column is missing or of another type.
 pub fn answered(row: &PgRow) -> Result<Answered, sqlx::Error> {
     Ok(Answered { standby: row.try_get("standby")?, pid: row.try_get("pid")?, timeline: row.try_get("timeline")? })
-}
-
-/// Where the first column of an event stands in an answer: behind five flags and three of the snapshot.
-const EVENT_AT: usize = 8;
-
-/// Reads an event; `None` if the row carries only flags.
-///
-/// # Errors
-/// A column is missing or of another type.
-pub fn event(row: &PgRow) -> Result<Option<Event>, sqlx::Error> {
-    let Some(id): Option<i64> = row.try_get(EVENT_AT)? else { return Ok(None) };
-    let payload = match jsonb(row, EVENT_AT + 8)? {
-        Some(text) => Some(text),
-        None => row.try_get::<Option<Vec<u8>>, _>(EVENT_AT + 9)?,
-    };
-    let headers = jsonb(row, EVENT_AT + 10)?
-        .map(String::from_utf8)
-        .transpose()
-        .map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
-    Ok(Some(Event {
-        id: RowId::new(id),
-        created_at: micros(row, EVENT_AT + 1)?,
-        sequence: row.try_get::<Option<i64>, _>(EVENT_AT + 2)?.and_then(Sequence::new),
-        event_id: EventId::new(row.try_get::<Uuid, _>(EVENT_AT + 3)?),
-        previous_event_id: row.try_get::<Option<Uuid>, _>(EVENT_AT + 4)?.map(EventId::new),
-        aggregate_type: row.try_get(EVENT_AT + 5)?,
-        aggregate_id: row.try_get(EVENT_AT + 6)?,
-        event_type: row.try_get(EVENT_AT + 7)?,
-        payload,
-        headers,
-    }))
-}
-
-/// The text of a jsonb, as bytes: in binary format it is a version byte, always 1, and the text (`jsonb_send`).
-fn jsonb(row: &PgRow, index: usize) -> Result<Option<Vec<u8>>, sqlx::Error> {
-    let value = row.try_get_raw(index)?;
-    if value.is_null() {
-        return Ok(None);
-    }
-    let bytes = value.as_bytes().map_err(sqlx::Error::Decode)?;
-    match bytes.split_first() {
-        Some((1, text)) => Ok(Some(text.to_vec())),
-        _ => Err(sqlx::Error::Decode("expected jsonb in binary format, version 1".into())),
-    }
-}
-
-/// From 2000-01-01, where Postgres counts from, back to 1970-01-01.
-const EPOCH_MICROS: i64 = 946_684_800_000_000;
-
-/// A timestamptz in binary format: microseconds since 2000-01-01 as a big-endian number.
-fn micros(row: &PgRow, index: usize) -> Result<Micros, sqlx::Error> {
-    let bytes = row.try_get_raw(index)?.as_bytes().map_err(sqlx::Error::Decode)?;
-    let number = <[u8; 8]>::try_from(bytes).map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
-    Ok(Micros(i64::from_be_bytes(number).saturating_add(EPOCH_MICROS)))
 }

@@ -2,12 +2,14 @@
 //!
 //! No test sleeps to let something happen: it waits for a state with [`eventually`](eventually::eventually).
 
+pub(crate) mod acl;
 pub(crate) mod checker;
 pub(crate) mod eventually;
 pub(crate) mod kafka;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
 pub(crate) mod relay;
+pub(crate) mod said;
 pub(crate) mod servers;
 pub(crate) mod writer;
 

@@ -1,0 +1,136 @@
+//! What comes back from the producer: reports are booked, and at its end it is found out whom Kafka has refused.
+
+use super::Sender;
+use crate::relay::culprits::{Culprits, certain};
+use crate::relay::ledger::{Ledger, Progress};
+use crate::relay::verdict::Trouble;
+use crate::sink::kafka::options::Care;
+use crate::sink::{Failure, Report, SendError, SendErrorKind};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// What is left when the producer is gone.
+pub struct Remains<'l> {
+    /// What may still be saved.
+    pub ledger: Ledger,
+    /// Those known by now.
+    pub culprits: &'l mut Culprits,
+    /// What the end has shown.
+    pub closed: Closed,
+}
+
+/// What the end of a producer has shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Closed {
+    /// Events among which those are that Kafka has refused: from the first that is not settled.
+    pub suspects: usize,
+    /// It is known which of them Kafka has refused.
+    pub found_culprits: bool,
+}
+
+impl<'l> Sender<'l> {
+    /// Books the reports that have come.
+    ///
+    /// # Errors
+    /// One of them is of a failure: its cause, the first that is not another one's consequence.
+    pub fn settle(&mut self) -> Result<(), Trouble> {
+        self.queue_full = false;
+        let mut reports = std::mem::take(&mut self.reports);
+        self.sink.take(&mut reports);
+        let failure = self.book(&mut reports).map(|error| self.sink.explain(error));
+        self.reports = reports;
+        match failure {
+            Some(error) => Err(Trouble::Send(error)),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether all that had to be sent with care got through.
+    pub fn is_careful_done(&self) -> bool {
+        self.is_careful() && self.careful_left == 0 && self.ledger.open_events() == 0
+    }
+
+    pub(super) fn is_careful(&self) -> bool {
+        self.sink.tuning().care == Care::Alone
+    }
+
+    fn book(&mut self, reports: &mut Vec<Report>) -> Option<SendError> {
+        let (mut cause, mut consequence, mut delivered) = (None, None, 0_u64);
+        for report in reports.drain(..) {
+            match report {
+                Report::Delivered(token) => {
+                    delivered = delivered.saturating_add(1);
+                    if self.ledger.settled(token) {
+                        self.warmth.stored(token);
+                    }
+                }
+                Report::Failed(failure) => {
+                    let first =
+                        if failure.error.kind == SendErrorKind::NotMine { &mut consequence } else { &mut cause };
+                    first.get_or_insert_with(|| failure.error.clone());
+                    self.failures.push(failure);
+                }
+                Report::Broken(error) => drop(cause.get_or_insert(error)),
+                Report::Away(reason) => self.inquiry.gone(reason),
+            }
+        }
+        if delivered > 0 {
+            self.inquiry.back();
+            self.desk.metrics.records_delivered.inc_by(delivered);
+        }
+        self.ledger.advance();
+        if self.ledger.open_events() == 0
+            && let Some(probe) = self.probe.take_if(|probe| probe.sent)
+        {
+            self.culprits.forget(probe.key); // it got through
+        }
+        cause.or(consequence)
+    }
+
+    /// What was settled since the last call.
+    pub fn take_progress(&mut self) -> Progress {
+        let progress = self.ledger.take_progress();
+        if progress.moved {
+            self.moved_at = Instant::now();
+        }
+        let settled = progress.events.saturating_add(progress.released);
+        self.careful_left = self.careful_left.saturating_sub(settled);
+        progress
+    }
+
+    /// For how long nothing was settled, with something open.
+    pub fn unsettled_for(&self) -> Option<Duration> {
+        (self.ledger.open_events() > 0).then(|| self.moved_at.elapsed())
+    }
+
+    /// Ends the sending: what was read and not sent is read again.
+    pub fn drain(&mut self) {
+        self.current = None;
+        self.parked.drain();
+    }
+
+    /// Ends the producer, books what it still knows, and notes who was refused.
+    pub async fn close(self, patience: Duration) -> Remains<'l> {
+        let Self { mut ledger, sink, mut failures, culprits, desk, .. } = self;
+        for report in sink.close(patience).await {
+            match report {
+                Report::Delivered(token) => drop(ledger.settled(token)),
+                Report::Failed(failure) => failures.push(failure),
+                Report::Broken(_) | Report::Away(_) => {}
+            }
+        }
+        let mut found_culprits = false;
+        for failure in certain(&failures) {
+            if let Some(dispatch) = ledger.dispatch(failure.token) {
+                desk.metrics.rejected(&failure.error.code);
+                culprits.add(dispatch, &failure.error);
+                found_culprits = true;
+            }
+        }
+        let is_suspect = |failure: &&Failure| failure.error.kind == SendErrorKind::Rejection;
+        let places = failures.iter().filter(is_suspect).filter_map(|failure| ledger.place(failure.token));
+        let suspects = places.max().map_or(ledger.open_events(), |last| last.saturating_add(1));
+        ledger.advance();
+        Remains { ledger, culprits, closed: Closed { suspects, found_culprits } }
+    }
+}

@@ -1,0 +1,137 @@
+//! `outboxd parked retry` and `discard`: in order per stream, also while events arrive and relays die.
+
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use tokio::time::sleep;
+
+use super::{are_parked, configure, decides, parked};
+use crate::bad_input::{given, stop};
+use crate::delivery::{arrive, numbers, values, write, write_numbers};
+use crate::support::checker::Checker;
+use crate::support::eventually::{PATIENCE, eventually};
+use crate::support::kafka::Kafka;
+use crate::support::postgres::{Database, Role};
+use crate::support::relay::Relay;
+use crate::support::seed;
+
+/// An event that the topic does not take unless its limit is raised.
+const HUGE: &str = "insert into outbox.events (aggregate_type, aggregate_id, event_type, payload)
+                    values ('order', '7', 'Huge', to_jsonb(repeat('x', 40000)))";
+
+#[tokio::test]
+async fn a_discarded_event_is_kept_and_what_follows_it_is_sent() {
+    let (database, kafka, topic) = given("a_discarded_event_is_kept").await;
+    configure(&kafka, &topic, "max.message.bytes", "20000").await;
+    write(&database, HUGE).await;
+    write_numbers(&database, "order", 5..=6).await;
+    let mut relay = Relay::new(&database.url(Role::Relay), &kafka).await;
+    relay.start();
+    let mut reader = kafka.reader(&[&topic]);
+    assert_eq!(values(&arrive(&mut reader, 3, &relay).await), numbers(1..=3));
+    let found = are_parked(&relay, 1).await;
+    let event = found[0]["event_id"].as_str().unwrap().to_owned();
+
+    // without --yes nothing is done, and it is said what would be
+    let output = relay.command(&["parked", "discard", &event]).await;
+    let said = &output.stderr;
+    assert_eq!(output.code, 1, "{said}");
+    assert!(said.contains("1 events of 1 streams would be given up") && said.contains("say --yes"), "{said}");
+    let output = relay.command(&["parked", "discard", "--yes"]).await;
+    assert_eq!(output.code, 64, "nothing says which");
+
+    decides(&relay, &["discard", &event, "--yes"]).await;
+    assert_eq!(values(&arrive(&mut reader, 2, &relay).await), numbers(5..=6));
+    are_parked(&relay, 0).await;
+    let output = relay.command(&["parked", "show", &event]).await;
+    let shown: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();
+    assert_eq!(shown["decision"], "discard", "{shown}");
+    assert!(shown["decided_by"].as_str().unwrap().contains(" as ") && shown["settled_at"].is_string(), "{shown}");
+    assert_eq!(shown["payload"].as_str().unwrap().len(), 40_000);
+
+    // with its followers, a stream starts anew behind them
+    write(&database, HUGE).await;
+    write_numbers(&database, "order", 8..=9).await;
+    eventually("three events are parked", PATIENCE, async || {
+        let found = parked(&relay).await;
+        if found.first().is_some_and(|stream| stream["events"] == 3) { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .await;
+    let said = decides(&relay, &["discard", "--all", "--with-followers", "--yes"]).await;
+    assert!(said.contains("3 events of 1 streams will be given up"), "{said}");
+    are_parked(&relay, 0).await;
+    write_numbers(&database, "order", 10..=11).await;
+    assert_eq!(values(&arrive(&mut reader, 2, &relay).await), numbers(10..=11));
+    let output = relay.command(&["parked", "retry", &event]).await;
+    let said = &output.stderr;
+    assert_eq!(output.code, 1, "{said}");
+    assert!(said.contains("is not the first that is parked"), "{said}");
+    stop(&mut relay).await;
+}
+
+/// Bug 23 of the field: the release of a stream races its live events. Here the relay also dies, and the cause comes back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_is_released_arrives_in_its_order_whatever_happens_meanwhile() {
+    const NAME: &str = "a_stream_that_is_released";
+    const STREAMS: i32 = 20;
+    let seed = seed();
+    let mut random = StdRng::seed_from_u64(seed);
+    let (database, kafka) = (Database::migrated(NAME).await, Kafka::create(NAME));
+    let topic = kafka.create_topic_with("order", 3, &[("max.message.bytes", "20000")]).await;
+    let mut relay = Relay::new(&database.url(Role::Relay), &kafka)
+        .await
+        .variable("OUTBOXD__RELAY__IN_FLIGHT__EVENTS", "50")
+        .variable("OUTBOXD__RELAY__LEASE", "3s");
+    relay.start();
+
+    let mut kills = 0;
+    for round in 0..40 {
+        // one transaction per stream; now and then with an event that is too large now
+        for stream in 0..STREAMS {
+            let size = if random.random_ratio(1, 15) { 40_000 } else { 10 };
+            let events = random.random_range(1..6);
+            write(&database, &format!(
+                "insert into outbox.events (aggregate_type, aggregate_id, event_type, payload)
+                 select 'order', '{stream}', 'Written', to_jsonb(repeat('x', case when n = 2 then {size} else 10 end)) from generate_series(1, {events}) n"
+            )).await;
+        }
+        match random.random_range(0..6) {
+            0 => {
+                relay.kill().await;
+                kills += 1;
+                relay.start();
+            }
+            1 => configure(&kafka, &topic, "max.message.bytes", "100000").await,
+            2 => configure(&kafka, &topic, "max.message.bytes", "20000").await,
+            3 | 4 => drop(relay.command(&["parked", "retry", "--all"]).await), // nothing may be parked
+            _ => sleep(Duration::from_millis(random.random_range(0..300))).await, // what happens meanwhile is the test
+        }
+        if round % 10 == 9 {
+            relay.kill().await;
+            kills += 1;
+            relay.start();
+        }
+    }
+
+    // when the topic takes all and all is released, all is there, in order
+    configure(&kafka, &topic, "max.message.bytes", "100000").await;
+    let mut checker = Checker::new(database.committed().await);
+    let mut reader = kafka.reader(&[&topic]);
+    eventually(&format!("OUTBOXD_SEED={seed}: every event is there"), PATIENCE, async || {
+        drop(relay.command(&["parked", "retry", "--all"]).await);
+        reader.read_on().await.iter().for_each(|record| checker.see(record));
+        if checker.missing() == 0 {
+            return Ok(());
+        }
+        Err(format!("{}; parked {:?}; {:?}", checker.verdict(&[]), parked(&relay).await, relay.status().await))
+    })
+    .await;
+    are_parked(&relay, 0).await;
+    relay.ready().await;
+    stop(&mut relay).await;
+    reader.read_on().await.iter().for_each(|record| checker.see(record));
+    let verdict = checker.verdict(&[]);
+    eprintln!("OUTBOXD_SEED={seed}: {kills} kills; {verdict}");
+    assert!(verdict.is_sound(), "OUTBOXD_SEED={seed}: {verdict}");
+}
