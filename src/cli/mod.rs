@@ -3,6 +3,7 @@
 mod check;
 mod client;
 mod config;
+mod cursor;
 mod migrate;
 mod output;
 mod parked;
@@ -74,6 +75,11 @@ enum Command {
         #[command(subcommand)]
         command: parked::Command,
     },
+    /// Show where each outbox stands, make a cursor fit a restored database, or set one by hand
+    Cursor {
+        #[command(subcommand)]
+        command: cursor::Command,
+    },
     /// Show the effective configuration, or its JSON Schema
     Config {
         #[command(subcommand)]
@@ -117,6 +123,7 @@ fn dispatch(arguments: &Arguments) -> anyhow::Result<Exit> {
         Command::Migrate(how) => migrate::run(how, || load(&file()?), arguments.output),
         Command::Status => status::run(&load(&file()?)?, arguments.output),
         Command::Parked { command } => parked::run(command, &load(&file()?)?, arguments.output),
+        Command::Cursor { command } => cursor::run(command, file, arguments.output),
         Command::Config { command } => config::run(command, file, arguments.output),
         Command::Completions { shell } => {
             output::completions(*shell, &mut Arguments::command());

@@ -182,7 +182,7 @@ impl<'l> Pump<'l> {
     }
 
     fn can_send(&self) -> bool {
-        self.stop_by.is_none() && self.sender.can_send(self.saving.flushed())
+        (self.stop_by.is_none() || self.sender.has_begun()) && self.sender.can_send(self.saving.flushed())
     }
 
     fn take(&mut self, batch: Option<Result<Batch, SourceError>>) -> Result<(), Trouble> {

@@ -208,7 +208,10 @@ const SAVE: &str = "
         from moved cross join unnest($8, $9::text[], $10::text[], $11::text[]) as p(park, cause, code, reason)
         join outbox.events e on e.id = p.park
        order by e.id                                       -- their place is the order in which they were read
-      on conflict (outbox, id, event_id) do nothing)       -- read again after a rebase: what was decided stands
+      on conflict (outbox, id, event_id) do update         -- read again after a rebase: it is parked already, or was given up before
+         set place = default, cause = excluded.cause, code = excluded.code, reason = excluded.reason, parked_at = excluded.parked_at,
+             attempts = parked.attempts + 1, decision = null, decided_by = null, settled_at = null
+       where parked.settled_at is not null)
     select ours, timeline from moved";
 
 const EPOCH: &str = "select epoch from outbox.cursors where outbox = $1 and lane = $2";

@@ -70,6 +70,8 @@ pub struct CursorRow {
     pub database_oid: Oid,
     /// As saved.
     pub timeline: String,
+    /// Number of the last right to move it.
+    pub epoch: i64,
     /// Number of lanes of the outbox.
     pub lanes: i16,
     /// Into which Kafka cluster the events went.
@@ -94,7 +96,7 @@ const PLACE: &str = "
            pg_current_wal_insert_lsn() >= c.saved_lsn as wal_forward,
            pg_snapshot_xmax(pg_current_snapshot()) >= greatest(pg_snapshot_xmax(c.s), pg_snapshot_xmax(c.t)) as xid_forward,
            greatest(pg_snapshot_xmax(c.s), pg_snapshot_xmax(c.t))::text as known_xid,
-           c.system_id, c.database_oid, c.timeline as saved_timeline, c.lanes, c.kafka_cluster,
+           c.system_id, c.database_oid, c.timeline as saved_timeline, c.epoch, c.lanes, c.kafka_cluster,
            c.owner, c.lease_until::text as lease_until, coalesce(c.lease_until < clock_timestamp(), false) as expired,
            concat_ws(' ', c.s::text, c.t::text, c.after::text) as position, c.saved_at::text as saved_at
       from pg_control_system() i join pg_database d on d.datname = current_database()
@@ -135,6 +137,7 @@ fn read_cursor_row(row: &PgRow) -> Result<CursorRow, sqlx::Error> {
         system_id: row.try_get("system_id")?,
         database_oid: row.try_get("database_oid")?,
         timeline: row.try_get("saved_timeline")?,
+        epoch: row.try_get("epoch")?,
         lanes: row.try_get("lanes")?,
         kafka_cluster: row.try_get("kafka_cluster")?,
         owner: row.try_get("owner")?,
@@ -176,7 +179,7 @@ pub enum Note {
 /// | transaction ids went back, or the WAL of the same cluster and timeline did | refuse |
 /// | same cluster, other database | refuse: a copy |
 /// | other Kafka cluster | refuse |
-/// | other number of lanes | refuse |
+/// | more than one lane | refuse: not in this version |
 /// | other cluster | go, moved |
 /// | other timeline | go, failed over |
 ///
@@ -198,8 +201,8 @@ pub fn judge_place(place: &Place, outbox: &str, role: &str, kafka_cluster: &str)
     }
     if row.lanes != 1 {
         return Err(Refusal::new(
-            format!("configured 1 lanes, cursor has {}", row.lanes),
-            "run: outboxd cursor lanes 1",
+            format!("the cursor has {} lanes, this outboxd works outboxes of one lane only", row.lanes),
+            "use the version of outboxd that made them",
         ));
     }
     Ok(match (row.system_id == place.system_id, row.timeline == place.timeline) {
@@ -231,7 +234,7 @@ fn foreign(place: &Place, row: &CursorRow, outbox: &str) -> Option<Refusal> {
     }
     if same_cluster && row.database_oid != place.database_oid {
         let message = format!("copy of database {}: both would publish", row.database_oid.0);
-        return Some(Refusal::new(message, "rebase it or drop its cursor"));
+        return Some(Refusal::new(message, "if that is meant: outboxd cursor rebase"));
     }
     None
 }
@@ -251,6 +254,7 @@ mod tests {
             system_id: 1,
             database_oid: Oid(5),
             timeline: "00000001".into(),
+            epoch: 1,
             lanes: 1,
             kafka_cluster: Some("k1".into()),
             owner: None,
@@ -294,7 +298,7 @@ mod tests {
                 judge(|_, row| row.kafka_cluster = Some("k0".into())),
                 "cursor belongs to Kafka cluster k0, connected to k1",
             ),
-            (judge(|_, row| row.lanes = 4), "configured 1 lanes, cursor has 4"),
+            (judge(|_, row| row.lanes = 4), "the cursor has 4 lanes, this outboxd works outboxes of one lane only"),
             (
                 judge(|place, _| place.hidden = true),
                 "row-level security hides events from outboxd; alter role outboxd bypassrls",

@@ -5,4 +5,5 @@ pub mod decisions;
 pub mod guards;
 pub mod holders;
 pub mod parked;
+pub mod rebase;
 pub mod standing;

@@ -205,6 +205,17 @@ fn read_standing(row: &PgRow) -> Result<Standing, sqlx::Error> {
     })
 }
 
+/// New events would get ids below those of old ones, and come before them in their window.
+pub(super) fn sequence_behind(largest_id: i64) -> Refusal {
+    let sequence = "outbox.events_id_seq";
+    Refusal {
+        message: format!(
+            "sequence {sequence} is behind its table (copied without setval?): new events would come before old ones"
+        ),
+        hint: Some(format!("run: select setval('{sequence}', {largest_id})")),
+    }
+}
+
 /// One row per guard, in the order of reading. Pure.
 fn judge_standing(facts: &Standing) -> Vec<Finding> {
     let sequence = "outbox.events_id_seq";
@@ -230,10 +241,8 @@ fn judge_standing(facts: &Standing) -> Vec<Finding> {
         (
             behind,
             Severity::Refuse,
-            format!(
-                "sequence {sequence} is behind its table (copied without setval?): new events would come before old ones"
-            ),
-            format!("run: select setval('{sequence}', {})", facts.largest_id),
+            sequence_behind(facts.largest_id).message,
+            sequence_behind(facts.largest_id).hint.unwrap_or_default(),
         ),
         (
             facts.subscribed,

@@ -16,5 +16,6 @@ mod naive;
 mod pages;
 mod partitions;
 mod plans;
+mod recovery;
 mod rejections;
 mod support;

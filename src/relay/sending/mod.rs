@@ -51,6 +51,13 @@ struct Current {
     begun: Option<(Token, usize)>,
 }
 
+impl Current {
+    fn head_only(mut self) -> Self {
+        let head: Vec<Event> = self.events.by_ref().take(1).collect();
+        Self { events: head.into_iter(), end_mark: None, ..self }
+    }
+}
+
 /// Where an event comes from.
 enum Origin {
     /// The outbox; with the position that is true once it is settled.

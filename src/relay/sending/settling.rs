@@ -103,10 +103,19 @@ impl<'l> Sender<'l> {
         (self.ledger.open_events() > 0).then(|| self.moved_at.elapsed())
     }
 
-    /// Ends the sending: what was read and not sent is read again.
+    /// Ends the sending: what was read and not sent is read again. An event of which some records are queued is sent to its end.
     pub fn drain(&mut self) {
-        self.current = None;
+        self.current = self.current.take().filter(|current| current.begun.is_some()).map(super::Current::head_only);
+        let begun = self.begun_again.and_then(|_| self.parked.take_next());
         self.parked.drain();
+        if let Some(event) = begun {
+            self.parked.put_back(event);
+        }
+    }
+
+    /// Whether some records of an event are queued, and others are not.
+    pub fn has_begun(&self) -> bool {
+        self.begun_again.is_some() || self.has_begun_batch()
     }
 
     /// Ends the producer, books what it still knows, and notes who was refused.

@@ -85,20 +85,20 @@ async fn a_hot_standby_is_refused_until_it_is_promoted() {
 }
 
 /// Takes transaction ids until a cluster is past one.
-async fn age(connection: &mut PgConnection, until: i64) {
+pub(crate) async fn age(connection: &mut PgConnection, until: i64) {
     let take = format!(
         "do $$ begin while pg_snapshot_xmax(pg_current_snapshot())::text::bigint <= {until} loop perform pg_current_xact_id(); commit; end loop; end $$"
     );
     say(connection, &take).await;
 }
 
-async fn next_xid(connection: &mut PgConnection) -> i64 {
+pub(crate) async fn next_xid(connection: &mut PgConnection) -> i64 {
     let next = sqlx::query_scalar("select pg_snapshot_xmax(pg_current_snapshot())::text::bigint");
     next.fetch_one(connection).await.unwrap()
 }
 
 /// The major version of `pg_dump`, and so of the servers that it is used on.
-async fn version_of_pg_dump() -> u32 {
+pub(crate) async fn version_of_pg_dump() -> u32 {
     let told = run(Command::new("pg_dump").arg("--version")).await;
     let words = told.split_whitespace().find_map(|word| word.split('.').next()?.parse().ok());
     words.unwrap_or_else(|| panic!("no version in {told}"))
@@ -155,18 +155,11 @@ async fn a_dump_restored_into_a_younger_cluster_is_refused() {
     drop((scene, original)); // before their servers
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_made_from_a_template_is_refused_and_the_original_goes_on() {
-    const NAME: &str = "a_database_made_from_a_template";
-    let mut scene = Scene::new(NAME).await;
-    scene.publish_and_end(5).await;
-    let oid: String =
-        ask(&scene.database, "select oid::text from pg_database where datname = current_database()").await;
-
-    // given a copy with roles of its own
-    let copy = Database::create(NAME).await;
+/// Copies a database that nobody is connected to; the copy has roles of its own beside the original's.
+pub(crate) async fn copied(original: &Database, test: &str) -> Database {
+    let copy = Database::create(test).await;
     let mut admin = connect(&copy.url_elsewhere(Role::Admin)).await;
-    let (name, template) = (copy.name().to_owned(), scene.database.name().to_owned());
+    let (name, template) = (copy.name().to_owned(), original.name().to_owned());
     say(&mut admin, &format!("drop database {name}")).await;
     eventually("nobody is connected to the original", PATIENCE, async || {
         let sessions: i64 = sqlx::query_scalar("select count(*) from pg_stat_activity where datname = $1")
@@ -179,13 +172,26 @@ async fn a_database_made_from_a_template_is_refused_and_the_original_goes_on() {
     .await;
     say(&mut admin, &format!("create database {name} template {template} owner {name}_owner")).await;
     write(&copy, 3).await;
+    copy
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_made_from_a_template_is_refused_and_the_original_goes_on() {
+    const NAME: &str = "a_database_made_from_a_template";
+    let mut scene = Scene::new(NAME).await;
+    scene.publish_and_end(5).await;
+    let oid: String =
+        ask(&scene.database, "select oid::text from pg_database where datname = current_database()").await;
+
+    // given a copy with roles of its own
+    let copy = copied(&scene.database, NAME).await;
 
     // then a relay that works on the copy publishes nothing,
     scene.relay = scene.relay.set("postgres.url", copy.url(Role::Relay));
     let original = std::mem::replace(&mut scene.database, copy);
     scene.relay.start();
     let message = format!("copy of database {oid}: both would publish");
-    let hint = Some("rebase it or drop its cursor");
+    let hint = Some("if that is meant: outboxd cursor rebase");
     scene.refuses(&message, hint).await;
     scene.check_says("error", &message, hint).await;
     scene.relay.kill().await;

@@ -50,8 +50,8 @@ const CASES: [Case; 6] = [
     },
     Case {
         set: "lanes = 4, saved_xid = pg_current_xact_id()",
-        message: "configured 1 lanes, cursor has 4",
-        hint: "run: outboxd cursor lanes 1",
+        message: "the cursor has 4 lanes, this outboxd works outboxes of one lane only",
+        hint: "use the version of outboxd that made them",
         reset: "lanes = 1, saved_xid = pg_current_xact_id()",
     },
 ];

@@ -1,11 +1,11 @@
 //! Every guard, provoked for real: what the operator reads, that nothing is published meanwhile, and what mends it.
 
-mod copies;
+pub(crate) mod copies;
 mod cursors;
 mod durability;
 mod leases;
 mod schemas;
-mod servers;
+pub(crate) mod servers;
 mod tables;
 
 use serde::Deserialize;
@@ -21,21 +21,21 @@ use crate::support::relay::Relay;
 const FINDINGS: i32 = 2;
 
 /// A relay, its database and its topic. Nothing runs yet.
-struct Scene {
-    relay: Relay,
-    database: Database,
-    kafka: Kafka,
-    topic: String,
+pub(crate) struct Scene {
+    pub(crate) relay: Relay,
+    pub(crate) database: Database,
+    pub(crate) kafka: Kafka,
+    pub(crate) topic: String,
 }
 
 impl Scene {
     /// With the schema of the binary under test.
-    async fn new(test: &str) -> Self {
+    pub(crate) async fn new(test: &str) -> Self {
         Self::of(Database::migrated(test).await, test).await
     }
 
     /// In a database of the test's own making.
-    async fn of(database: Database, test: &str) -> Self {
+    pub(crate) async fn of(database: Database, test: &str) -> Self {
         let kafka = Kafka::create(test);
         let topic = kafka.create_topic("order", 1).await;
         let relay = Relay::new(&database.url(Role::Relay), &kafka).await;
@@ -43,17 +43,17 @@ impl Scene {
     }
 
     /// Another relay of the same outbox, with a state folder of its own.
-    async fn beside(&self) -> Relay {
+    pub(crate) async fn beside(&self) -> Relay {
         Relay::new(&self.database.url(Role::Relay), &self.kafka).await
     }
 
     /// Commits events, one transaction each.
-    async fn write(&self, events: usize) {
+    pub(crate) async fn write(&self, events: usize) {
         write(&self.database, events).await;
     }
 
     /// Makes a cursor by publishing, and ends the relay.
-    async fn publish_and_end(&mut self, events: usize) {
+    pub(crate) async fn publish_and_end(&mut self, events: usize) {
         self.write(events).await;
         self.relay.start();
         self.everything_arrives().await;
@@ -61,24 +61,24 @@ impl Scene {
     }
 
     /// SIGTERM, to the end.
-    async fn end(&mut self) {
+    pub(crate) async fn end(&mut self) {
         self.relay.terminate().await;
         assert_eq!(self.relay.exit_code().await, Some(0), "SIGTERM");
     }
 
     /// How many records the topic has.
-    async fn published(&self) -> i64 {
+    pub(crate) async fn published(&self) -> i64 {
         self.kafka.ends(&[&self.topic]).await.values().sum()
     }
 
     /// Waits until every committed event is in the topic; none twice, for no relay was killed at work.
-    async fn everything_arrives(&self) {
+    pub(crate) async fn everything_arrives(&self) {
         let verdict = self.arrives().await;
         assert!(verdict.is_tight(), "{verdict}");
     }
 
     /// The same after a kill: some may have come twice.
-    async fn arrives(&self) -> Verdict {
+    pub(crate) async fn arrives(&self) -> Verdict {
         let rows = self.database.committed().await;
         assert!(!rows.is_empty(), "a test without events proves nothing");
         let verdict = eventually("every event is in the topic", PATIENCE, async || {
@@ -91,7 +91,7 @@ impl Scene {
     }
 
     /// Waits until the running relay refuses in these words, and proves that it does no more than that.
-    async fn refuses(&self, message: &str, hint: Option<&str>) {
+    pub(crate) async fn refuses(&self, message: &str, hint: Option<&str>) {
         let (published, before) = (self.published().await, evidence(&self.database).await);
         refuses(&self.relay, message, hint).await;
         assert_eq!(self.published().await, published, "published under a guard that says: {message}");
@@ -108,7 +108,7 @@ impl Scene {
     }
 
     /// Asserts that `check` finds this, and nothing else.
-    async fn check_says(&self, severity: &str, message: &str, hint: Option<&str>) {
+    pub(crate) async fn check_says(&self, severity: &str, message: &str, hint: Option<&str>) {
         let findings = self.findings().await;
         assert!(
             matches!(&findings[..], [only] if only.severity == severity && fits(&only.message, message) && only.hint.as_deref() == hint),
@@ -117,7 +117,7 @@ impl Scene {
     }
 
     /// Runs statements as the owner of the schema.
-    async fn owner(&self, statements: &str) {
+    pub(crate) async fn owner(&self, statements: &str) {
         say(&mut self.database.connect(Role::Owner).await, statements).await;
     }
 }
@@ -137,7 +137,7 @@ impl Line {
 }
 
 /// Commits events, one transaction each.
-async fn write(database: &Database, events: usize) {
+pub(crate) async fn write(database: &Database, events: usize) {
     let mut app = database.connect(Role::App).await;
     for nr in 0..events {
         let insert = format!(
@@ -150,7 +150,7 @@ async fn write(database: &Database, events: usize) {
 }
 
 /// Waits until a running relay refuses in these words, at `/status` and at `/readyz`.
-async fn refuses(relay: &Relay, message: &str, hint: Option<&str>) {
+pub(crate) async fn refuses(relay: &Relay, message: &str, hint: Option<&str>) {
     let said = waits(relay, "refused", message).await;
     assert_eq!(said.hint.as_deref(), hint, "the hint beside: {message}");
     let body = relay.get("/readyz").await.unwrap();
@@ -162,7 +162,7 @@ async fn refuses(relay: &Relay, message: &str, hint: Option<&str>) {
 
 /// A lane in `/status`.
 #[derive(Debug, Deserialize)]
-struct Said {
+pub(crate) struct Said {
     outbox: String,
     state: String,
     ready: bool,
@@ -171,7 +171,7 @@ struct Said {
 }
 
 /// Waits until the only lane is in a state, and waits for what is said.
-async fn waits(relay: &Relay, state: &str, message: &str) -> Said {
+pub(crate) async fn waits(relay: &Relay, state: &str, message: &str) -> Said {
     eventually(&format!("/status says `{state}`: {message}"), PATIENCE, async || {
         let said = said(relay).await.map_err(|error| format!("{error:#}"))?;
         let right = said.state == state && said.waits_for.as_ref().is_some_and(|text| fits(text, message));
@@ -186,7 +186,7 @@ async fn said(relay: &Relay) -> anyhow::Result<Said> {
 }
 
 /// What must stay as it is under a refusal: who wrote the cursor row, and when.
-async fn evidence(database: &Database) -> Option<String> {
+pub(crate) async fn evidence(database: &Database) -> Option<String> {
     let there: bool = ask(database, "select to_regclass('outbox.cursors') is not null").await;
     if !there {
         return None;
@@ -196,7 +196,7 @@ async fn evidence(database: &Database) -> Option<String> {
 }
 
 /// One value, as the superuser sees it.
-async fn ask<T>(database: &Database, query: &str) -> T
+pub(crate) async fn ask<T>(database: &Database, query: &str) -> T
 where
     T: Send + Unpin + for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
 {
@@ -205,7 +205,7 @@ where
 }
 
 /// Whether a text is the expected one, with some number wherever that has `<n>`: the ids of transactions are not ours alone.
-fn fits(text: &str, expected: &str) -> bool {
+pub(crate) fn fits(text: &str, expected: &str) -> bool {
     let Some((head, rest)) = expected.split_once("<n>") else { return text == expected };
     text.strip_prefix(head).is_some_and(|tail| {
         let behind = tail.trim_start_matches(|c: char| c.is_ascii_digit());

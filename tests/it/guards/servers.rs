@@ -9,15 +9,15 @@ use tokio::process::Command;
 use crate::support::server;
 
 /// A Postgres of the test's own, taken down with it.
-pub(super) struct Server {
+pub(crate) struct Server {
     folder: TempDir,
     /// As its superuser.
-    pub(super) url: String,
+    pub(crate) url: String,
 }
 
 impl Server {
     /// Starts one; of the default version of `deploy/servers`, unless a major version is given.
-    pub(super) async fn up(major: Option<u32>) -> Self {
+    pub(crate) async fn up(major: Option<u32>) -> Self {
         // Directly in the folder for such: Postgres runs as another user, who cannot enter our private ones.
         let folder = tempfile::Builder::new().prefix("outboxd-guards.").tempdir().unwrap();
         let major = major.map(|major| major.to_string());
@@ -30,18 +30,18 @@ impl Server {
     }
 
     /// `start` or `stop`.
-    pub(super) async fn act(&self, verb: &str) {
+    pub(crate) async fn act(&self, verb: &str) {
         servers(self.folder.path(), &[verb, "postgres"]).await;
     }
 
     /// `host:port`.
-    pub(super) fn host(&self) -> String {
+    pub(crate) fn host(&self) -> String {
         let url = url::Url::parse(&self.url).unwrap();
         format!("{}:{}", url.host_str().unwrap(), url.port().unwrap())
     }
 
     /// Its data directory.
-    pub(super) fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.folder.path().join("postgres/data")
     }
 }
@@ -61,7 +61,7 @@ async fn servers(folder: &Path, arguments: &[&str]) -> String {
 }
 
 /// Runs a command to its end and answers what it prints; a failure fails the test.
-pub(super) async fn run(command: &mut Command) -> String {
+pub(crate) async fn run(command: &mut Command) -> String {
     let output = command.stdin(Stdio::null()).output().await;
     let output = output.unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let (told, wrong) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
