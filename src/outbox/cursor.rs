@@ -10,7 +10,7 @@ use super::snapshot::{Snapshot, SnapshotError};
 use std::fmt;
 
 /// A place in reading.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Cursor {
     /// Everything that `s` sees is settled.
     Closed {

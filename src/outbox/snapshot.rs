@@ -24,10 +24,10 @@ impl fmt::Display for Xid {
 }
 
 /// Which transactions had ended at one moment. Cheap to clone: each event's position shares it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Snapshot(Arc<Parts>);
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 struct Parts {
     xmin: u64,
     xmax: u64,

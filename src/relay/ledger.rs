@@ -16,7 +16,7 @@ use crate::sink::{Generation, Token};
 use std::collections::VecDeque;
 
 /// The bounds of what may be open at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Bounds {
     /// Events.
     pub events: usize,
@@ -28,7 +28,7 @@ pub struct Bounds {
 const MOST_PARKINGS: usize = 1_000;
 
 /// See the module.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Ledger {
     generation: Generation,
     bounds: Bounds,
@@ -47,7 +47,7 @@ pub struct Ledger {
     releases: Vec<Release>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Entry {
     /// Records that are not acknowledged.
     open: usize,
@@ -57,7 +57,7 @@ struct Entry {
     position: Option<Cursor>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Kind {
     Event(Dispatch),
     LeftOut,
@@ -67,7 +67,7 @@ enum Kind {
 }
 
 /// Events and their bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct Amount {
     events: usize,
     bytes: usize,
@@ -97,7 +97,7 @@ impl Kind {
 }
 
 /// What is sent for an event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Dispatch {
     /// Which event.
     pub key: EventKey,
@@ -106,7 +106,7 @@ pub struct Dispatch {
 }
 
 /// As what an event is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Form {
     /// As the records of its routes.
     Records,
@@ -115,7 +115,7 @@ pub enum Form {
 }
 
 /// What has been settled since the ledger was asked last.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Progress {
     /// Events that the position moved over.
     pub events: usize,

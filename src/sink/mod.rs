@@ -3,11 +3,11 @@
 pub mod kafka;
 
 /// Which event a delivery report is about: a place in the ledger of one producer. Reports of another producer are only counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Token(usize);
 
 /// Which producer of a lane sent a record. It wraps after 65,536 producers, when no report of the first can be under way any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Generation(u16);
 
 /// Bits of a token that are the index in the ledger.
