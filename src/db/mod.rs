@@ -42,6 +42,32 @@ pub struct Session {
     pub connection: PgConnection,
     /// Who answered at connect.
     pub server: Server,
+    url: Secret,
+}
+
+/// Looks, from another connection, whether the process of one is at work.
+#[derive(Clone, Debug)]
+pub struct Witness {
+    url: Secret,
+    process: i32,
+}
+
+impl Witness {
+    /// Whether the server works on a statement of it, or has more of an answer than the connection takes.
+    ///
+    /// # Errors
+    /// Those of the server.
+    pub async fn is_at_work(&self) -> Result<bool, DbError> {
+        let mut session = connect(&self.url, Purpose::Observe).await?;
+        let look = sqlx::query_scalar(
+            "select exists (select from pg_stat_activity where pid = $1 and state is distinct from 'idle')",
+        )
+        .bind(self.process)
+        .fetch_one(&mut session.connection);
+        let at_work = Session::brief("looking at a read", look).await?;
+        session.close().await;
+        Ok(at_work)
+    }
 }
 
 /// Which server a connection reaches. All but `pid` are equal on two connections to one primary.
@@ -154,7 +180,7 @@ async fn open(url: &Secret, purpose: Purpose) -> Result<Session, DbError> {
     let row = connection.fetch_one(IDENTIFY).await.map_err(DbError::during(doing))?;
     let server = identify(host, &row).map_err(DbError::during(doing))?;
     pooler(&mut connection, &server, &row).await?;
-    Ok(Session { connection, server })
+    Ok(Session { connection, server, url: url.clone() })
 }
 
 fn identify(host: String, row: &PgRow) -> Result<Server, sqlx::Error> {
@@ -184,6 +210,11 @@ fn options(url: &Secret) -> Result<PgConnectOptions, DbError> {
 }
 
 impl Session {
+    /// Who can say whether the process of this connection is at work.
+    pub fn witness(&self) -> Witness {
+        Witness { url: self.url.clone(), process: self.server.pid }
+    }
+
     /// Runs one short statement, which gives up when neither server nor network answers in time.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use super::status::LaneState;
 use super::verdict::{self, Next, Trouble};
 use crate::config::Config;
 use crate::config::outbox::{Outbox, Start};
-use crate::db::{self, Purpose, Session};
+use crate::db::{self, DbError, Purpose, Session};
 use crate::outbox::cursor::Cursor;
 use crate::outbox::lane::LaneId;
 use crate::routing::Router;
@@ -20,6 +20,7 @@ use crate::sink::Generation;
 use crate::sink::kafka::KafkaSink;
 use crate::sink::kafka::options::{BATCH_BYTES, Care, Tuning};
 use crate::sink::kafka::topics::Topics;
+use crate::source::SourceError;
 use crate::source::poll::Poll;
 use crate::source::poll::pace::PageSize;
 use crate::store::cursor::{self, Acquired, Beginning, Claim, Lease};
@@ -33,7 +34,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// How often a standby looks whether the lease is free.
-const STANDBY_LOOK: Duration = Duration::from_secs(1);
+const STANDBY_LOOK: Duration = Duration::from_millis(500);
 /// Longest sleep without a heartbeat.
 const TICK: Duration = Duration::from_secs(1);
 /// A session that lived this long was a good one: the back-off starts anew.
@@ -62,6 +63,8 @@ pub struct Lane {
     culprits: Culprits,
     suspects_batch: bool,
     failures: u32,
+    /// Whether this session has settled anything.
+    has_settled: bool,
     /// When this session began to pump.
     led_since: Option<Instant>,
     /// Until when nothing may be sent: something of an earlier holder can be under way.
@@ -116,6 +119,7 @@ impl Lane {
             culprits: Culprits::default(),
             suspects_batch: false,
             failures: 0,
+            has_settled: false,
             led_since: None,
             hold_until: None,
             first_look,
@@ -129,7 +133,7 @@ impl Lane {
             match self.session().await {
                 Ok(ended) => break ended,
                 Err(trouble) => {
-                    if self.led_since.is_some_and(|since| since.elapsed() > GOOD_SESSION) {
+                    if self.was_good(&trouble) {
                         self.failures = 0;
                     }
                     self.learn_from(&trouble);
@@ -142,6 +146,14 @@ impl Lane {
         };
         self.desk.enter(LaneState::Stopped, None, None);
         ended
+    }
+
+    /// Whether the back-off starts anew: the session lived for long, or delivered something until Postgres went away.
+    fn was_good(&mut self, trouble: &Trouble) -> bool {
+        let has_settled = std::mem::take(&mut self.has_settled);
+        let postgres_away =
+            matches!(trouble, Trouble::LeaseLost(_) | Trouble::Db(_) | Trouble::Source(SourceError::Db(_)));
+        has_settled && postgres_away || self.led_since.is_some_and(|since| since.elapsed() > GOOD_SESSION)
     }
 
     /// One session, from connecting to the first trouble or to the end.
@@ -329,7 +341,10 @@ impl Lane {
     /// Streams of which events are parked: their later ones have to wait behind them.
     async fn parked(&self, parts: &mut Parts) -> Result<Parked, Trouble> {
         let heads = parked::load(&mut parts.reader, self.outbox.name.as_str(), self.id, MOST_STREAMS.saturating_add(1));
-        let heads = heads.await.map_err(Trouble::Db)?;
+        let heads = match tokio::time::timeout(self.terms.fence, heads).await {
+            Ok(heads) => heads.map_err(Trouble::Db)?,
+            Err(_) => return Err(Trouble::Db(DbError::silent("reading what is parked", self.terms.fence))),
+        };
         if heads.len() > MOST_STREAMS {
             let message = format!("more than {MOST_STREAMS} streams are parked");
             let hint = Some("discard what nobody needs: outboxd parked discard".to_owned());
@@ -368,6 +383,7 @@ impl Lane {
         );
         let pump = Pump::new(&self.config.relay, &self.desk, self.terms, sender, (parts.writer, lease));
         let (end, closed) = pump.run(poll, cursor, &mut self.refusal, &self.stop).await;
+        self.has_settled = closed.settled_events > 0;
         match &end {
             End::Trouble(Trouble::Send(error)) if error.is_rejection() => {
                 self.careful_events = closed.suspects.max(1).saturating_mul(1 << self.careful_rounds);
@@ -399,7 +415,7 @@ impl Lane {
     /// Says what is wrong and waits as long as the verdict says. `false` when told to stop.
     async fn wait_after(&mut self, trouble: &Trouble) -> bool {
         let verdict = verdict::judge(trouble);
-        let reason = chain(trouble);
+        let reason = verdict::reason(trouble);
         self.desk.metrics.session_ended(verdict.kind);
         if verdict.wait.is_some() {
             self.desk.enter(verdict.state, Some(&reason), verdict.hint.as_deref());
@@ -431,18 +447,4 @@ impl Lane {
         let stop = self.stop.clone();
         stop.run_until_cancelled(phase(self)).await.transpose()
     }
-}
-
-/// An error and its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        let words = next.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        cause = next.source();
-    }
-    text
 }

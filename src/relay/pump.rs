@@ -17,7 +17,7 @@ use super::reader;
 use super::saving::{Done, Errand, Finished, Ran, Saving, Urgency, Writer};
 use super::sending::{self, Closed, Remains, Sender};
 use super::status::LaneState;
-use super::verdict::Trouble;
+use super::verdict::{self, Trouble};
 use crate::config::relay::Relay;
 use crate::outbox::cursor::Cursor;
 use crate::source::poll::Poll;
@@ -37,7 +37,7 @@ const UNACKNOWLEDGED: &str = "Kafka takes records and has acknowledged none for 
 const REPLICAS_HINT: &str = "is a partition without a leader, or below min.insync.replicas? outboxd goes on by itself";
 const UNREAD: &str = "Postgres has not answered a read for long";
 const READ_HINT: &str =
-    "a large window is being opened, or the answer was lost on the way: then the read is given up after 10 minutes";
+    "a large window is being opened, or the server is slow; a lost answer is found and asked for again";
 const AWAY_HINT: &str = "check the brokers and the network; outboxd goes on by itself";
 /// Longest sleep of the loop: its heart has to beat.
 const TICK: Duration = Duration::from_secs(1);
@@ -118,6 +118,11 @@ impl<'l> Pump<'l> {
         if let Err(trouble) = &ended {
             let (settled, open) = (self.settled_events, self.sender.ledger.open_events());
             changes::session_ended(self.desk.outbox(), self.desk.lane(), &trouble.to_string(), settled, open);
+            let verdict = verdict::judge(trouble);
+            if verdict.wait.is_some() {
+                // winding up takes long where a server is silent: nobody may think that we relay meanwhile
+                self.desk.enter(verdict.state, Some(&verdict::reason(trouble)), verdict.hint.as_deref());
+            }
         }
         self.wind_up(ended, reader).await
     }
@@ -342,7 +347,9 @@ impl<'l> Pump<'l> {
             _ => self.terms.socket_timeout.min(until_fence),
         };
         let desk = self.desk;
+        let settled_events = self.settled_events;
         let Remains { mut ledger, culprits, closed } = self.sender.close(patience).await;
+        let closed = Closed { settled_events, ..closed };
         let open_events = ledger.open_events();
         let (writer, unsaved) = self.saving.end().await;
         let mut saved = !unsaved && !ledger.take_progress().moved;

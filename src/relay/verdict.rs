@@ -150,6 +150,21 @@ pub fn judge(trouble: &Trouble) -> Verdict {
     }
 }
 
+/// Trouble and its causes, in one line.
+pub fn reason(trouble: &Trouble) -> String {
+    let error: &dyn std::error::Error = trouble;
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let words = next.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        cause = next.source();
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,7 +6,7 @@ pub mod pace;
 pub mod window;
 
 use super::{Batch, SourceError};
-use crate::db::{self, DbError, Session};
+use crate::db::{self, DbError, Session, Witness};
 use crate::outbox::cursor::{Cursor, Extent};
 use crate::outbox::event::{Event, RowId};
 use crate::outbox::snapshot::Snapshot;
@@ -15,6 +15,8 @@ use pace::PageSize;
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Postgres, Row};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use window::{Cut, Flags};
 
 /// Reads batches, one after the other, on a connection of its own.
@@ -26,6 +28,29 @@ pub struct Poll {
     upto: Option<(Snapshot, RowId)>,
     first: [String; 2],
     page: [String; 2],
+    received: Arc<AtomicU64>,
+}
+
+/// What can be known of a read from outside, while it is under way.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    witness: Witness,
+    received: Arc<AtomicU64>,
+}
+
+impl Watch {
+    /// Rows received so far.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Whether the server is at it.
+    ///
+    /// # Errors
+    /// Those of the server.
+    pub async fn is_at_work(&self) -> Result<bool, DbError> {
+        self.witness.is_at_work().await
+    }
 }
 
 /// One answer of the server.
@@ -40,7 +65,19 @@ impl Poll {
     /// Reads on `session`, in pages that `size` bounds.
     pub fn new(session: Session, size: PageSize) -> Self {
         let both = |statement: fn(Cut) -> String| [statement(Cut::Never), statement(Cut::AtBytes)];
-        Self { session, size, upto: None, first: both(window::first), page: both(window::page) }
+        Self {
+            session,
+            size,
+            upto: None,
+            first: both(window::first),
+            page: both(window::page),
+            received: Arc::default(),
+        }
+    }
+
+    /// For looking at a read while it is under way.
+    pub fn watch(&self) -> Watch {
+        Watch { witness: self.session.witness(), received: Arc::clone(&self.received) }
     }
 
     /// The server's process that reads, for cancelling it.
@@ -65,7 +102,7 @@ impl Poll {
         let (rows, cut) = (self.size.rows(), self.size.cut_bytes());
         let statement = statement(&self.first, cut).bind(s.to_string()).bind(as_i64(rows));
         let statement = bind_cut(statement, cut);
-        let mut answer = receive(&mut self.session, statement, &mut self.size).await?;
+        let mut answer = receive(&mut self.session, statement, &mut self.size, &self.received).await?;
         let seen = answer.flags.seen.take().ok_or_else(no_answer)?.map_err(SourceError::Snapshot)?;
         if !answer.flags.clean {
             return Err(SourceError::OwnTransaction);
@@ -88,7 +125,7 @@ impl Poll {
             .bind(t.to_string())
             .bind(as_i64(rows))
             .bind(bound.get());
-        let mut answer = receive(&mut self.session, bind_cut(statement, cut), &mut self.size).await?;
+        let mut answer = receive(&mut self.session, bind_cut(statement, cut), &mut self.size, &self.received).await?;
         if answer.events.len() >= rows {
             answer.stopped_at = answer.events.last().map(|event| event.id);
         }
@@ -147,6 +184,7 @@ async fn receive(
     session: &mut Session,
     statement: Query<'_, Postgres, PgArguments>,
     size: &mut PageSize,
+    received: &AtomicU64,
 ) -> Result<Answer, SourceError> {
     let (mut bytes, mut largest, mut told) = (0_usize, 0_usize, None);
     let mut events: Vec<Event> = Vec::new();
@@ -154,6 +192,7 @@ async fn receive(
     {
         let mut rows = statement.fetch(&mut session.connection);
         while let Some(row) = rows.try_next().await.map_err(reading)? {
+            received.fetch_add(1, Ordering::Relaxed);
             if told.is_none() {
                 told = Some(flags(&row, &session.server)?);
             }

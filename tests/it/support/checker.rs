@@ -46,7 +46,7 @@ impl Record {
     }
 }
 
-/// What was true when the relay was killed. It explains the duplicates that come after.
+/// What was true when the relay was killed, or its session broken otherwise. It explains the duplicates that come after.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Kill {
     /// Events that were committed then and that the saved cursor did not settle.

@@ -11,6 +11,7 @@ pub(crate) mod proxy;
 pub(crate) mod relay;
 pub(crate) mod said;
 pub(crate) mod servers;
+pub(crate) mod wire;
 pub(crate) mod writer;
 
 /// Reads a variable that `deploy/servers` exports; without it the test fails and says what to run.

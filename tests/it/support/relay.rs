@@ -55,6 +55,12 @@ impl Relay {
 
     /// Sets a key of the config, such as `relay.save_every`. Counts from the next start.
     pub(crate) fn set(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.configure(key, value);
+        self
+    }
+
+    /// The same for a relay that is lent.
+    pub(crate) fn configure(&mut self, key: &str, value: impl Into<Value>) {
         let (sections, last) = key.rsplit_once('.').map_or((None, key), |(sections, last)| (Some(sections), last));
         let mut table = &mut self.config;
         for section in sections.into_iter().flat_map(|sections| sections.split('.')) {
@@ -62,7 +68,6 @@ impl Relay {
             table = inner.as_table_mut().expect("a section");
         }
         table.insert(last.to_owned(), value.into());
-        self
     }
 
     /// Sets an environment variable of the process. Counts from the next start.

@@ -3,7 +3,11 @@
 use tempfile::TempDir;
 use tokio::process::Command;
 
+use super::proxy::Proxy;
 use super::server;
+
+/// How much of a server's log is printed when the test fails.
+const LOG_LINES: usize = 40;
 
 /// A Postgres and a Kafka that nobody else uses. They end with it.
 pub(crate) struct Servers {
@@ -24,6 +28,15 @@ impl Servers {
         let pair = |line: &str| line.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
         servers.variables = up.lines().filter_map(pair).collect();
         servers
+    }
+
+    /// Starts a Kafka alone, behind a proxy: that is where the second answer of this is reached.
+    pub(crate) async fn behind_proxy() -> (Self, Proxy) {
+        let proxy = Proxy::first().await;
+        let port = proxy.address().port().to_string();
+        let servers = Self::start(&["--only", "kafka", "--advertise", &port]).await;
+        proxy.forwards_to(servers.variable("OUTBOXD_TEST_KAFKA_PROXIED"));
+        (servers, proxy)
     }
 
     /// The URL of the database, as superuser.
@@ -58,6 +71,13 @@ impl Servers {
 impl Drop for Servers {
     fn drop(&mut self) {
         let folder = self.folder.path().join("servers");
+        for server in ["postgres", "kafka"].iter().filter(|_| std::thread::panicking()) {
+            let log = std::fs::read(folder.join(server).join("log")).unwrap_or_default();
+            let log = String::from_utf8_lossy(&log);
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = &lines[lines.len().saturating_sub(LOG_LINES)..];
+            eprintln!("--- end of the log of {server}\n{}\n---", tail.join("\n"));
+        }
         let down = std::process::Command::new(&self.script).arg("down").arg("--dir").arg(folder).output();
         if let Err(error) = down {
             eprintln!("servers in {} were not taken down: {error}", self.folder.path().display());
