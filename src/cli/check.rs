@@ -9,6 +9,7 @@ use crate::outbox::lane::LaneId;
 use crate::relay::leadership::Terms;
 use crate::sink::SendError;
 use crate::sink::kafka::topics::Topics;
+use crate::store::decisions::{self, Filter};
 use crate::store::standing::{Finding, Severity};
 use crate::store::{guards, holders, standing};
 use serde::Serialize;
@@ -148,6 +149,7 @@ async fn ask_postgres(config: &Config, cluster: Option<String>, lines: &mut Vec<
             Err(refusal) => lines.push(Line::new("postgres", "error", refusal.message, refusal.hint)),
         }
     }
+    parked(config, &names, lines).await?;
     for holder in holders::look(&mut session).await?.iter().filter(|holder| holder.is_long()) {
         let message = format!(
             "{} of {} in {}, open for {:.0} s: its own events wait, no others",
@@ -158,6 +160,23 @@ async fn ask_postgres(config: &Config, cluster: Option<String>, lines: &mut Vec<
     session.close().await;
     Ok(())
 }
+
+/// Parked streams wait for somebody, so they are a finding.
+async fn parked(config: &Config, names: &[String], lines: &mut Vec<Line>) -> Result<(), DbError> {
+    let mut reader = db::connect(&config.postgres.url, Purpose::Read).await?;
+    let filter = Filter { outboxes: names.to_vec(), ..Filter::default() };
+    let found = decisions::list(&mut reader, &filter, MANY).await?;
+    reader.close().await;
+    if !found.is_empty() {
+        let (count, more) = (found.len(), if found.len() < 1_000 { "" } else { " or more" });
+        let hint = Some("look at them: outboxd parked list".to_owned());
+        lines.push(Line::new("postgres", "warning", format!("{count}{more} streams are parked"), hint));
+    }
+    Ok(())
+}
+
+/// More parked streams are not counted.
+const MANY: i64 = 1_000;
 
 fn cursor_words(outbox: &str, place: &guards::Place) -> String {
     match &place.cursor {

@@ -53,6 +53,12 @@ pub(super) fn pairs(rows: impl IntoIterator<Item = (String, String)>) -> String 
     table.to_string().lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
 }
 
+/// A number of things, such as `1 event` and `2 events`.
+pub(super) fn counted(number: impl TryInto<u64>, thing: &str) -> String {
+    let number = number.try_into().unwrap_or(u64::MAX);
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
 /// A table with headings, without lines.
 pub(super) fn table<const N: usize>(headings: &[&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
     let mut table = Table::new();

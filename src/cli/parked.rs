@@ -145,7 +145,11 @@ async fn decide(config: &Config, chosen: &Chosen, decision: Decision) -> anyhow:
         Decision::Retry => "sent again",
         Decision::Discard | Decision::DiscardAll => "given up",
     };
-    output::note(&format!("{events} events of {} streams will be {what}", heads.len()));
+    output::note(&format!(
+        "{} of {} will be {what}",
+        output::counted(events, "event"),
+        output::counted(heads.len(), "stream")
+    ));
     for outbox in names(config, chosen.outbox.as_deref())? {
         if heads.iter().any(|head| head.outbox == outbox)
             && !is_held(&mut session, &outbox).await.map_err(|error| migrate::ends(&error))?
@@ -165,8 +169,9 @@ async fn ask(config: &Config, chosen: &Chosen, decision: Decision) -> anyhow::Re
         _ => i64::try_from(heads.len())?,
     };
     let message = format!(
-        "{events} events of {} streams would be given up: consumers would never see them. Nothing was done\nhint: say --yes",
-        heads.len()
+        "{} of {} would be given up: consumers would never see them. Nothing was done\nhint: say --yes",
+        output::counted(events, "event"),
+        output::counted(heads.len(), "stream")
     );
     Err(Ends { exit: Exit::Failed, message }.into())
 }

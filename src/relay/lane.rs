@@ -168,7 +168,8 @@ impl Lane {
         self.led_since = Some(Instant::now());
         let end = self.pump(parts, lease, cursor).await;
         self.desk.metrics.leader.set(0);
-        self.desk.note(|status| status.epoch = None);
+        self.desk.metrics.parked_streams.set(0);
+        self.desk.note(|status| (status.epoch, status.parked_streams) = (None, None)); // whoever leads now knows
         match end {
             End::Drained => Ok(Ended::Clean),
             End::GraceOver => Ok(Ended::Unsettled),

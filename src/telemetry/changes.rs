@@ -59,6 +59,11 @@ pub fn parked(outbox: &str, lane: &str, event: &dyn std::fmt::Display, reason: &
     warn!(outbox, lane, event = %event, reason, next, "event parked");
 }
 
+/// A parked event was sent again and refused again: its stream stands again.
+pub fn refused_again(outbox: &str, lane: &str, event: &dyn std::fmt::Display, reason: &str) {
+    warn!(outbox, lane, event = %event, reason, "parked event refused again, its stream waits");
+}
+
 /// An event went to the dead-letter topic.
 pub fn dead_lettered(outbox: &str, lane: &str, event: &dyn std::fmt::Display) {
     info!(outbox, lane, event = %event, "event sent to the dead-letter topic, its stream goes on without it");

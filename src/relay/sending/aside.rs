@@ -62,6 +62,7 @@ impl Sender<'_> {
         let Origin::Table(position) = origin else {
             self.parked.stand(&event.stream());
             self.desk.metrics.rejected(&rejection.code);
+            changes::refused_again(self.desk.outbox(), self.desk.lane(), &event.key(), &rejection.reason);
             self.refused_again.push((event.key(), rejection.clone()));
             return Step::Done; // it stays where it is parked
         };

@@ -106,13 +106,15 @@ async fn what_can_be_known_to_fail_is_parked_before_anything_of_its_stream_is_se
     assert_eq!(metric(&relay, "outboxd_parked_streams{outbox=\"default\",lane=\"0\"}").await, Some(6.0));
     assert_eq!(metric(&relay, "outboxd_events_parked_total{outbox=\"default\",lane=\"0\"}").await, Some(18.0));
     assert_eq!(entered(&relay, "default", "halted").len(), 0);
+    let check = relay.command(&["check"]).await;
+    assert!(check.code == 2 && check.stdout.contains("6 streams are parked"), "{check}");
     let log = relay.log();
     assert_eq!(log.matches("event parked").count(), BAD.len(), "{log}");
     assert!(!log.contains("misnamed") && !log.contains("xxxx"), "a key or a payload is in the log");
 
     // while the causes are still there, a retry changes nothing but the count
     let said = decides(&relay, &["retry", "--stream", "order/unrouted"]).await;
-    assert!(said.contains("1 events of 1 streams will be sent again"), "{said}");
+    assert!(said.contains("1 event of 1 stream will be sent again"), "{said}");
     eventually("it was tried again", PATIENCE, async || {
         let found = parked(&relay).await;
         let stream = found.iter().find(|stream| stream["aggregate_id"] == "unrouted").unwrap();

@@ -37,7 +37,7 @@ async fn a_discarded_event_is_kept_and_what_follows_it_is_sent() {
     let output = relay.command(&["parked", "discard", &event]).await;
     let said = &output.stderr;
     assert_eq!(output.code, 1, "{said}");
-    assert!(said.contains("1 events of 1 streams would be given up") && said.contains("say --yes"), "{said}");
+    assert!(said.contains("1 event of 1 stream would be given up") && said.contains("say --yes"), "{said}");
     let output = relay.command(&["parked", "discard", "--yes"]).await;
     assert_eq!(output.code, 64, "nothing says which");
 
@@ -59,7 +59,7 @@ async fn a_discarded_event_is_kept_and_what_follows_it_is_sent() {
     })
     .await;
     let said = decides(&relay, &["discard", "--all", "--with-followers", "--yes"]).await;
-    assert!(said.contains("3 events of 1 streams will be given up"), "{said}");
+    assert!(said.contains("3 events of 1 stream will be given up"), "{said}");
     are_parked(&relay, 0).await;
     write_numbers(&database, "order", 10..=11).await;
     assert_eq!(values(&arrive(&mut reader, 2, &relay).await), numbers(10..=11));
