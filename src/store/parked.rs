@@ -86,7 +86,8 @@ const DECIDED: &str = "
     select aggregate_type, aggregate_id from discarded
      union
     select aggregate_type, aggregate_id from outbox.parked
-     where outbox = $1 and lane = $2 and settled_at is null and decision = 'retry'";
+     where outbox = $1 and lane = $2 and settled_at is null and decision = 'retry'
+     limit 10000";
 
 /// Carries out what was decided to be discarded, and returns the streams that may go on.
 ///
