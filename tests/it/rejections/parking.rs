@@ -8,7 +8,7 @@ use crate::support::eventually::{PATIENCE, eventually};
 use crate::support::kafka::Kafka;
 use crate::support::postgres::{Database, Role, say};
 use crate::support::relay::Relay;
-use crate::support::said::entered;
+use crate::support::said::{entered, says};
 
 /// A bad event: its type, its columns beside the usual ones, and why it is refused.
 struct Bad {
@@ -249,4 +249,35 @@ async fn an_event_that_one_of_its_routes_refuses_is_parked_whole() {
     let verdict = check(database.committed().await, &kafka.read(&v1).await, &[]);
     assert!(verdict.is_sound(), "{verdict}");
     assert_eq!(first_appearances(&kafka.read(&v2).await), numbers(1..=3));
+}
+
+/// Somebody cleans the outbox up before the event is parked: that is said, and what is behind it goes on.
+#[tokio::test]
+async fn an_event_that_is_gone_before_it_is_parked_is_missed_aloud() {
+    const NAME: &str = "an_event_that_is_gone_before_it_is_parked";
+    let (database, kafka) = (Database::migrated(NAME).await, Kafka::create(NAME));
+    let topic = kafka.create_topic("order", 1).await;
+    let config = outboxes(&format!(
+        "[[outbox]]\nname = 'default'\n[[outbox.route]]\ntopic = '{topic}'\nwhen.event_type = 'Good'\n"
+    ));
+    let relay = Relay::new(&database.url(Role::Relay), &kafka).await.set("outbox", config);
+    let mut relay = relay.set("relay.lease", "1m").set("relay.save_every", "20s"); // at rest it saves after a tenth of that
+    relay.start();
+    relay.ready().await;
+    let insert = "insert into outbox.events (aggregate_type, aggregate_id, event_type, payload) values";
+    write(&database, &format!("{insert} ('order', '7', 'Odd', '1')")).await;
+    eventually("the event is read", PATIENCE, async || {
+        let read = metric(&relay, "outboxd_events_read_total{outbox=\"default\",lane=\"0\"}").await;
+        if read >= Some(1.0) { Ok(()) } else { Err(format!("{read:?}")) }
+    })
+    .await;
+    say(&mut database.connect(Role::Owner).await, "delete from outbox.events").await;
+
+    let words = ["an event that was to be parked is no longer in the outbox", "stop whoever cleans up"];
+    says(&relay, "default", "refused", &words).await;
+    write(&database, &format!("{insert} ('order', '7', 'Good', '2')")).await;
+    assert_eq!(values(&arrive(&mut kafka.reader(&[&topic]), 1, &relay).await), ["2"]);
+    relay.ready().await;
+    are_parked(&relay, 0).await;
+    stop(&mut relay).await;
 }
