@@ -49,9 +49,16 @@ impl DbError {
     pub fn from_driver(doing: &'static str, error: &sqlx::Error) -> Self {
         let (kind, what, hint) = match error {
             sqlx::Error::Database(database) => classify_database(database.as_ref()),
+            // what TLS has to say of a certificate comes as a fault of the stream
+            sqlx::Error::Io(io) if io.kind() == std::io::ErrorKind::InvalidData => {
+                (DbErrorKind::Rejected, format!("TLS: {io}"), Some(TLS_HINT.to_owned()))
+            }
             sqlx::Error::Io(io) => (DbErrorKind::Unavailable, io.to_string(), None),
             sqlx::Error::Tls(tls) => (DbErrorKind::Rejected, format!("TLS: {tls}"), Some(TLS_HINT.to_owned())),
             sqlx::Error::Configuration(why) => (DbErrorKind::Rejected, why.to_string(), None),
+            sqlx::Error::Protocol(what) => {
+                (DbErrorKind::Unavailable, format!("the connection ended before the answer did ({what})"), None)
+            }
             other => (DbErrorKind::Other, other.to_string(), None),
         };
         Self { kind, doing, host: None, what, hint }
@@ -85,10 +92,10 @@ impl DbError {
         Self::plain(DbErrorKind::WrongServer, "reading", what, None)
     }
 
-    pub(super) fn pooler(host: &str) -> Self {
+    /// Two sessions, or two statements of one, met in a server process.
+    pub fn pooler(host: &str) -> Self {
         let what = format!("{host}: this is a transaction pooler; give a direct connection");
-        let hint = "point `postgres.url` at Postgres itself, not at PgBouncer or the like".to_owned();
-        Self::plain(DbErrorKind::WrongServer, "connecting", what, Some(hint))
+        Self::plain(DbErrorKind::WrongServer, "connecting", what, Some(POOLER_HINT.to_owned()))
     }
 
     fn plain(kind: DbErrorKind, doing: &'static str, what: String, hint: Option<String>) -> Self {
@@ -96,12 +103,18 @@ impl DbError {
     }
 }
 
+const POOLER_HINT: &str = "point `postgres.url` at Postgres itself, not at PgBouncer or the like";
+
 const TLS_HINT: &str = "the server does not offer TLS, or its certificate does not match; see `sslmode` and `sslrootcert` in `postgres.url`";
 
 type Classified = (DbErrorKind, String, Option<String>);
 
 fn classify_database(error: &dyn DatabaseError) -> Classified {
     let code = error.code().unwrap_or_default().into_owned();
+    if let Some(pooler) = pooler(&code, error.message()) {
+        let what = format!("{}: {pooler}; give a direct connection", error.message());
+        return (DbErrorKind::WrongServer, what, Some(POOLER_HINT.to_owned()));
+    }
     let (kind, hint) = classify(&code);
     let detail = error.try_downcast_ref::<PgDatabaseError>().and_then(PgDatabaseError::detail);
     let what = match detail {
@@ -109,6 +122,15 @@ fn classify_database(error: &dyn DatabaseError) -> Classified {
         _ => error.message().to_owned(), // an unclassified detail could quote a row
     };
     (kind, what, hint.map(str::to_owned))
+}
+
+/// Only a pooler gives a session the prepared statements of another, or none of its own, and knows fewer parameters than Postgres.
+fn pooler(code: &str, message: &str) -> Option<&'static str> {
+    match code {
+        "42P05" | "26000" => Some("this is a transaction pooler"),
+        "08P01" if message.starts_with("unsupported startup parameter") => Some("this is a pooler"),
+        _ => None,
+    }
 }
 
 /// SQLSTATE to kind and advice. Source: the manual of Postgres, appendix A.

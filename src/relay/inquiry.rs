@@ -9,12 +9,15 @@ use tokio::time::Instant;
 /// Between two looks whether an absent cluster is back.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
+/// Codes of a cluster that is away for whatever reason.
+const VAGUE: [&str; 4] = ["AllBrokersDown", "BrokerTransportFailure", "OperationTimedOut", "client"];
+
 /// What the cluster answered.
 pub enum Answer {
     /// About a topic.
     Topic(String, Result<Topic, SendError>),
-    /// Whether it is back.
-    Back(bool),
+    /// Whether it is back; if not, why.
+    Back(Result<(), SendError>),
 }
 
 /// See the module.
@@ -23,7 +26,7 @@ pub struct Inquiry {
     topics: Option<Topics>,
     /// The question under way.
     pub asking: Pending<(Topics, Answer)>,
-    away: Option<String>,
+    away: Option<SendError>,
     probe_at: Instant,
 }
 
@@ -36,6 +39,12 @@ impl Inquiry {
     /// What is known of a topic.
     pub fn known(&self, topic: &str) -> Option<Topic> {
         self.topics.as_ref().and_then(|topics| topics.get(topic)).copied()
+    }
+
+    /// A topic of which nothing was heard for this long, if there is one and no question is under way.
+    pub fn older_than(&self, age: Duration) -> Option<String> {
+        let (name, topic) = self.topics.as_ref()?.oldest()?;
+        (topic.learnt_at.elapsed() > age).then(|| name.to_owned())
     }
 
     /// Whether a question is under way.
@@ -53,9 +62,16 @@ impl Inquiry {
     }
 
     /// Notes that no broker answers.
-    pub fn gone(&mut self, reason: String) {
-        self.away = Some(reason);
+    pub fn gone(&mut self, error: SendError) {
+        self.learn_why(error);
         self.probe_at = later(Instant::now(), PROBE_EVERY);
+    }
+
+    /// What tells more is kept: librdkafka says as well that all connections are down.
+    fn learn_why(&mut self, error: SendError) {
+        if self.away.is_none() || !VAGUE.contains(&error.code.as_str()) {
+            self.away = Some(error);
+        }
     }
 
     /// Notes that a broker has answered.
@@ -64,8 +80,8 @@ impl Inquiry {
     }
 
     /// Why the cluster is thought to be away.
-    pub fn away(&self) -> Option<&str> {
-        self.away.as_deref()
+    pub fn away(&self) -> Option<&SendError> {
+        self.away.as_ref()
     }
 
     /// Looks whether an absent cluster is back: an idle lane has no record that would tell.
@@ -75,7 +91,7 @@ impl Inquiry {
         }
         let Some(topics) = self.topics.take() else { return };
         self.asking = Some(Box::pin(async move {
-            let back = topics.cluster().await.is_ok();
+            let back = topics.cluster().await.map(drop);
             (topics, Answer::Back(back))
         }));
     }
@@ -90,8 +106,8 @@ impl Inquiry {
         (self.topics, self.asking) = (Some(topics), None);
         match answer {
             Answer::Topic(topic, learnt) => return Some((topic, learnt)),
-            Answer::Back(true) => self.away = None,
-            Answer::Back(false) => self.probe_at = later(Instant::now(), PROBE_EVERY),
+            Answer::Back(Ok(())) => self.away = None,
+            Answer::Back(Err(error)) => self.gone(error),
         }
         None
     }

@@ -194,6 +194,9 @@ impl Lane {
         let (_, note) = self.pass_guards(&mut writer, &cluster).await?;
         self.say(note);
         let reader = db::connect(&url, Purpose::Read).await.map_err(Trouble::Db)?;
+        if reader.server.pid == writer.server.pid {
+            return Err(Trouble::Db(DbError::pooler(&reader.server.host))); // two open sessions of one process
+        }
         if !reader.server.is_same_place(&writer.server) {
             return Err(Trouble::Displaced);
         }

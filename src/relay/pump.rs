@@ -171,6 +171,7 @@ impl<'l> Pump<'l> {
             return Err(Trouble::CarefulDone);
         }
         self.sender.inquiry.probe_if_due(now);
+        self.sender.doubt_if_due();
         let (urgency, needs_wal) = (self.urgency(), self.sender.needs_wal());
         self.saving.start(&mut self.sender.ledger, urgency, needs_wal);
         if self.saving.is_free()
@@ -283,7 +284,9 @@ impl<'l> Pump<'l> {
         let (state, reason, hint) = match (&self.sender.standing, self.sender.inquiry.away()) {
             _ if self.stop_by.is_some() => (LaneState::Draining, None, None),
             (Some(standing), _) => (standing.state, Some(standing.reason.as_str()), standing.hint.as_deref()),
-            (None, Some(away)) => (LaneState::Waiting, Some(away), Some(AWAY_HINT)),
+            (None, Some(away)) => {
+                (LaneState::Waiting, Some(away.what.as_str()), Some(away.hint.as_deref().unwrap_or(AWAY_HINT)))
+            }
             (None, None) if self.is_unacknowledged() => (LaneState::Waiting, Some(UNACKNOWLEDGED), Some(REPLICAS_HINT)),
             (None, None) if self.is_unread() => (LaneState::Waiting, Some(UNREAD), Some(READ_HINT)),
             (None, None) if self.unproven => return,

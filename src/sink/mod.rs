@@ -46,7 +46,7 @@ pub enum Report {
     /// The producer as a whole has failed; no record can be sent with it any more.
     Broken(SendError),
     /// No broker answers. Records wait; this is no failure of any of them.
-    Away(String),
+    Away(SendError),
 }
 
 /// A record that did not get into its topic, as far as is known.

@@ -19,6 +19,9 @@ use crate::telemetry::changes;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// Nothing is acknowledged for this long: is a topic gone?
+const DOUBT: Duration = Duration::from_secs(3);
+
 /// Standing at an event, or waiting for a topic.
 const STANDING: Backoff = Backoff { first: Duration::from_secs(1), most: Duration::from_mins(1) };
 
@@ -121,16 +124,35 @@ impl Sender<'_> {
         }
     }
 
+    /// Looks, when nothing is acknowledged for long, whether the topics are still there: librdkafka would wait for minutes.
+    pub fn doubt_if_due(&mut self) {
+        let doubtful = self.unsettled_for().is_some_and(|time| time > DOUBT);
+        if doubtful
+            && self.standing.is_none()
+            && self.inquiry.away().is_none()
+            && let Some(topic) = self.inquiry.older_than(DOUBT)
+        {
+            self.inquiry.ask_about(topic);
+        }
+    }
+
     /// An answer of the cluster.
     ///
     /// # Errors
-    /// The producer's batches are too large for a topic.
+    /// The producer's batches are too large for a topic, or a topic is gone to which records are under way.
     pub fn answered(&mut self, topics: Topics, answer: Answer) -> Result<(), Trouble> {
         match self.inquiry.finish(topics, answer) {
             Some((_, Ok(topic))) if topic.limit_bytes < self.sink.tuning().batch_bytes => {
                 return Err(Trouble::BatchTooLarge(topic.limit_bytes));
             }
             Some((_, Ok(_))) => self.standing = None,
+            Some((topic, Err(error)))
+                if self.ledger.open_events() > 0
+                    && self.inquiry.known(&topic).is_some()
+                    && error.code.starts_with("UnknownTopic") =>
+            {
+                return Err(Trouble::Send(error));
+            }
             Some((topic, Err(error))) => {
                 self.stand(LaneState::Waiting, error.to_string(), error.hint, Some(Before::Learn(topic)));
             }

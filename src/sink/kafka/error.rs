@@ -41,6 +41,17 @@ pub fn describe(about: &str, error: &KafkaError) -> SendError {
     }
 }
 
+impl SendError {
+    /// Adds what librdkafka says beyond the code, without what changes from try to try. The code alone does not tell a
+    /// certificate of a stranger from one of another host.
+    #[must_use]
+    pub fn because(mut self, reason: &str) -> Self {
+        let lasting = reason.split(" (after ").next().unwrap_or(reason);
+        self.what = format!("{}: {lasting}", self.what);
+        self
+    }
+}
+
 /// librdkafka's words, without its prefixes.
 fn plain(code: Code) -> String {
     let text = code.to_string();
@@ -82,7 +93,9 @@ fn hint(code: Code) -> Option<&'static str> {
         Code::SaslAuthenticationFailed | Code::Authentication | Code::UnsupportedSASLMechanism => {
             "check `sasl.mechanisms`, `sasl.username` and `sasl.password` in [kafka.properties]"
         }
-        Code::SSL => "check `security.protocol` and `ssl.ca.location` in [kafka.properties]",
+        Code::SSL => {
+            "check `security.protocol` and `ssl.ca.location` in [kafka.properties], and that the certificates carry the names in `kafka.brokers`"
+        }
         Code::BrokerTransportFailure | Code::AllBrokersDown | Code::Resolve => {
             "check `kafka.brokers`, the brokers and the network; outboxd goes on by itself"
         }

@@ -87,17 +87,10 @@ impl ClientContext for Context {
                 self.reports.push(Report::Broken(error::describe_fatal(reason).unwrap_or(described)));
             }
             (SendErrorKind::Fenced, _) => self.reports.push(Report::Broken(described)),
-            (
-                _,
-                Some(
-                    RDKafkaErrorCode::AllBrokersDown
-                    | RDKafkaErrorCode::Resolve
-                    | RDKafkaErrorCode::SSL
-                    | RDKafkaErrorCode::Authentication,
-                ),
-            ) => {
-                self.reports.push(Report::Away(described.what));
+            (_, Some(RDKafkaErrorCode::Resolve | RDKafkaErrorCode::SSL | RDKafkaErrorCode::Authentication)) => {
+                self.reports.push(Report::Away(described.because(reason)));
             }
+            (_, Some(RDKafkaErrorCode::AllBrokersDown)) => self.reports.push(Report::Away(described)),
             _ => tracing::debug!(code = described.code, reason, "librdkafka reports"),
         }
     }

@@ -63,7 +63,7 @@ impl std::fmt::Debug for Topics {
 /// Remembers why no broker answers.
 #[derive(Default)]
 struct Quiet {
-    reason: Mutex<Option<KafkaError>>,
+    reason: Mutex<Option<(KafkaError, String)>>,
 }
 
 impl ClientContext for Quiet {
@@ -75,7 +75,7 @@ impl ClientContext for Quiet {
         tracing::debug!(%error, reason, "librdkafka reports");
         let telling = [RDKafkaErrorCode::Authentication, RDKafkaErrorCode::SSL, RDKafkaErrorCode::Resolve];
         if error.rdkafka_error_code().is_some_and(|code| telling.contains(&code)) {
-            *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = Some((error, reason.to_owned()));
         }
     }
 }
@@ -87,11 +87,13 @@ impl ProducerContext<NoCustomPartitioner> for Quiet {
 }
 
 /// Asks for metadata; of an absent cluster it says why, where librdkafka knows.
-fn metadata(asker: &BaseProducer<Quiet>, topic: Option<&str>) -> Result<Metadata, KafkaError> {
+fn metadata(asker: &BaseProducer<Quiet>, about: &str, topic: Option<&str>) -> Result<Metadata, SendError> {
     asker.client().fetch_metadata(topic, ANSWER_TIMEOUT).map_err(|failure| {
         asker.poll(REASON_PAUSE); // hands the errors to the context
-        let reason = asker.context().reason.lock().unwrap_or_else(PoisonError::into_inner).take();
-        reason.unwrap_or(failure)
+        match asker.context().reason.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some((cause, reason)) => error::describe(about, &cause).because(&reason),
+            None => error::describe(about, &failure),
+        }
     })
 }
 
@@ -129,19 +131,20 @@ impl Topics {
     pub async fn cluster(&self) -> Result<String, SendError> {
         let asker = Arc::clone(&self.asker);
         let question = move || {
-            metadata(&asker, None)?; // tells why, where the call below only says no
+            metadata(&asker, "kafka", None)?; // tells why, where the call below only says no
             Ok(asker.client().fetch_cluster_id(ANSWER_TIMEOUT))
         };
-        match blocking(question).await {
-            Ok(Some(id)) => Ok(id),
-            Ok(None) => Err(away("the cluster does not say its id")),
-            Err(failure) => Err(error::describe("kafka", &failure)),
-        }
+        blocking(question).await?.ok_or_else(|| away("the cluster does not say its id"))
     }
 
     /// What is known of a topic, without asking.
     pub fn get(&self, topic: &str) -> Option<&Topic> {
         self.known.get(topic)
+    }
+
+    /// The topic of which nothing was heard for longest.
+    pub fn oldest(&self) -> Option<(&str, &Topic)> {
+        self.known.iter().min_by_key(|(_, topic)| topic.learnt_at).map(|(name, topic)| (name.as_str(), topic))
     }
 
     /// Asks about a topic, and makes it if that is configured.
@@ -151,22 +154,24 @@ impl Topics {
     pub async fn learn(&mut self, topic: &str) -> Result<Topic, SendError> {
         let partitions = match self.partitions(topic).await {
             Err(missing) if is_missing(&missing) && self.create.is_some() => self.make(topic).await?,
-            other => other.map_err(|failure| error::describe(&format!("topic {topic}"), &failure))?,
+            other => other?,
         };
         let learnt = Topic { partitions, ..self.limits(topic).await? };
         self.known.insert(topic.to_owned(), learnt);
         Ok(learnt)
     }
 
-    async fn partitions(&self, topic: &str) -> Result<usize, KafkaError> {
+    async fn partitions(&self, topic: &str) -> Result<usize, SendError> {
         let (asker, name) = (Arc::clone(&self.asker), topic.to_owned());
         blocking(move || {
-            let metadata = metadata(&asker, Some(&name))?;
+            let about = format!("topic {name}");
+            let refused = |code| error::describe(&about, &KafkaError::MetadataFetch(code));
+            let metadata = metadata(&asker, &about, Some(&name))?;
             let Some(found) = metadata.topics().iter().find(|found| found.name() == name) else {
-                return Err(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopic));
+                return Err(refused(RDKafkaErrorCode::UnknownTopic));
             };
             match found.error() {
-                Some(code) => Err(KafkaError::MetadataFetch(code.into())),
+                Some(code) => Err(refused(code.into())),
                 None => Ok(found.partitions().len()),
             }
         })
@@ -248,13 +253,13 @@ fn refused(topic: &str, code: RDKafkaErrorCode) -> SendError {
 
 /// librdkafka's look-ups block their thread.
 async fn blocking<T: Send + 'static>(
-    ask: impl FnOnce() -> Result<T, KafkaError> + Send + 'static,
-) -> Result<T, KafkaError> {
+    ask: impl FnOnce() -> Result<T, SendError> + Send + 'static,
+) -> Result<T, SendError> {
     match tokio::task::spawn_blocking(ask).await {
         Ok(answer) => answer,
         Err(broken) => match broken.try_into_panic() {
             Ok(payload) => std::panic::resume_unwind(payload),
-            Err(_) => Err(KafkaError::Canceled), // the runtime ends
+            Err(_) => Err(away("the client ends")), // the runtime does
         },
     }
 }
@@ -268,11 +273,8 @@ fn is_silence(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-fn is_missing(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)
-    )
+fn is_missing(error: &SendError) -> bool {
+    ["UnknownTopicOrPartition", "UnknownTopic"].contains(&error.code.as_str())
 }
 
 fn away(what: &str) -> SendError {

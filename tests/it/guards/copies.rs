@@ -11,7 +11,7 @@ use crate::support::eventually::{PATIENCE, eventually};
 use crate::support::postgres::{Database, Role, connect, say};
 
 /// Turns a server into a hot standby that streams from another. Both are stopped for the copy.
-async fn follow(standby: &Server, primary: &Server) {
+pub(crate) async fn follow(standby: &Server, primary: &Server) {
     tokio::join!(standby.act("stop"), primary.act("stop"));
     // With the owners as they are: Postgres runs as another user.
     let script = "

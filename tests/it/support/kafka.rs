@@ -86,6 +86,19 @@ impl Kafka {
         name
     }
 
+    /// Deletes a topic and waits until the broker does not know it any more.
+    pub(crate) async fn delete_topic(&self, name: &str) {
+        let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
+        let options = AdminOptions::new().operation_timeout(Some(ANSWER)).request_timeout(Some(ANSWER));
+        let deleted = admin.delete_topics(&[name], &options).await.unwrap();
+        deleted.into_iter().next().unwrap().unwrap_or_else(|(topic, code)| panic!("topic {topic}: {code}"));
+        eventually(&format!("topic {name} is gone"), PATIENCE, async || {
+            let left = self.partitions(name).await.len();
+            if left == 0 { Ok(()) } else { Err(format!("{left} partitions")) }
+        })
+        .await;
+    }
+
     /// All records of a topic from its beginning to its end, each partition in offset order.
     pub(crate) async fn read(&self, topic: &str) -> Vec<Record> {
         self.reader(&[topic]).read_on().await

@@ -3,6 +3,7 @@
 //! No test sleeps to let something happen: it waits for a state with [`eventually`](eventually::eventually).
 
 pub(crate) mod acl;
+pub(crate) mod certificates;
 pub(crate) mod checker;
 pub(crate) mod eventually;
 pub(crate) mod kafka;
@@ -10,7 +11,9 @@ pub(crate) mod postgres;
 pub(crate) mod proxy;
 pub(crate) mod relay;
 pub(crate) mod said;
+pub(crate) mod scram;
 pub(crate) mod servers;
+pub(crate) mod switch;
 pub(crate) mod wire;
 pub(crate) mod writer;
 

@@ -1,5 +1,7 @@
 //! Servers of a test's own, which it may stop and kill.
 
+use std::path::PathBuf;
+
 use tempfile::TempDir;
 use tokio::process::Command;
 
@@ -14,16 +16,24 @@ pub(crate) struct Servers {
     script: String,
     folder: TempDir,
     variables: Vec<(String, String)>,
+    /// What `deploy/servers` is told by its environment.
+    told: Vec<(String, String)>,
 }
 
 impl Servers {
     /// Starts both, with more arguments for `deploy/servers up` if need be.
     pub(crate) async fn start(arguments: &[&str]) -> Self {
+        Self::start_with(arguments, &[]).await
+    }
+
+    /// The same with variables of `deploy/servers`, which count for later starts as well.
+    pub(crate) async fn start_with(arguments: &[&str], told: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         // Postgres runs as another user when this runs as root: the folder must let it through.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(folder.path(), open).unwrap();
-        let mut servers = Self { script: server("OUTBOXD_TEST_SERVERS"), folder, variables: Vec::new() };
+        let told = told.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let mut servers = Self { script: server("OUTBOXD_TEST_SERVERS"), folder, variables: Vec::new(), told };
         let up = servers.call(&[&["up"], arguments].concat()).await;
         let pair = |line: &str| line.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
         servers.variables = up.lines().filter_map(pair).collect();
@@ -49,6 +59,11 @@ impl Servers {
         self.variable("OUTBOXD_TEST_KAFKA")
     }
 
+    /// Where the files of a server are.
+    pub(crate) fn files(&self, server: &str) -> PathBuf {
+        self.folder.path().join("servers").join(server)
+    }
+
     /// `stop`, `start`, `kill`, `pause` or `resume` of `postgres` or `kafka`; back when it is done.
     pub(crate) async fn does(&self, verb: &str, server: &str) {
         self.call(&[verb, server]).await;
@@ -61,7 +76,14 @@ impl Servers {
 
     async fn call(&self, arguments: &[&str]) -> String {
         let folder = self.folder.path().join("servers");
-        let output = Command::new(&self.script).args(arguments).arg("--dir").arg(folder).output().await.unwrap();
+        let output = Command::new(&self.script)
+            .envs(self.told.iter().map(|(name, value)| (name, value)))
+            .args(arguments)
+            .arg("--dir")
+            .arg(folder)
+            .output()
+            .await
+            .unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "deploy/servers {arguments:?}: {}\n{stderr}", output.status);
         String::from_utf8_lossy(&output.stdout).into_owned()

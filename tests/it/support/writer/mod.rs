@@ -47,12 +47,14 @@ pub(crate) struct Plan {
     pub(crate) events_per_second: u32,
     /// How long it is meant to last: the long transaction is open for three quarters of it.
     pub(crate) lasts: Duration,
+    /// What writers do not do.
+    pub(crate) without: &'static [Kind],
 }
 
 impl Plan {
     /// Enough to meet every kind of transaction in a few seconds, in a debug build on two cores.
     pub(crate) fn new(seed: u64, lasts: Duration) -> Self {
-        Self { seed, writers: 10, events_per_second: 1500, lasts }
+        Self { seed, writers: 10, events_per_second: 1500, lasts, without: &[] }
     }
 }
 
@@ -180,10 +182,15 @@ impl Storm {
         tasks.spawn(bystander::long_transaction_elsewhere(shared.clone(), database.url_elsewhere(Role::App)));
         for number in 0..plan.writers {
             let random = StdRng::seed_from_u64(plan.seed.wrapping_add(u64::from(number)));
-            let writer = Writer::new(number, random, shared.clone(), prepared.clone()).await;
+            let writer = Writer::new(number, random, shared.clone(), prepared.clone(), plan.without).await;
             tasks.spawn(writer.run(f64::from(plan.events_per_second) / f64::from(plan.writers)));
         }
         Self { shared, tasks }
+    }
+
+    /// How many transactions with events have been committed.
+    pub(crate) fn commits(&self) -> u64 {
+        *self.shared.commits.borrow()
     }
 
     /// Waits until so many transactions with events have been committed.
@@ -240,7 +247,7 @@ fn is_interruption(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_) | sqlx::Error::Protocol(_) => true,
         sqlx::Error::Database(error) => {
-            error.code().is_some_and(|code| code.starts_with("57P") || code.starts_with("08"))
+            error.code().is_some_and(|code| ["57P", "08", "53"].iter().any(|class| code.starts_with(class)))
         }
         _ => false,
     }

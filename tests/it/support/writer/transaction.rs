@@ -33,26 +33,33 @@ pub(super) struct Writer {
     connection: PgConnection,
     shared: Shared,
     prepared: mpsc::Sender<Prepared>,
+    choice: Vec<(Kind, u32)>,
     tally: Tally,
 }
 
 impl Writer {
-    pub(super) async fn new(number: u32, random: StdRng, shared: Shared, prepared: mpsc::Sender<Prepared>) -> Self {
+    pub(super) async fn new(
+        number: u32,
+        random: StdRng,
+        shared: Shared,
+        prepared: mpsc::Sender<Prepared>,
+        without: &[Kind],
+    ) -> Self {
         let connection = connect(&shared.url).await;
-        Self { number, serial: 0, random, connection, shared, prepared, tally: Tally::default() }
+        let choice = Kind::CHOICE.into_iter().filter(|(kind, _)| !without.contains(kind)).collect();
+        Self { number, serial: 0, random, connection, shared, prepared, choice, tally: Tally::default() }
     }
 
     /// One of each kind first, in an order of its own, then as chance wants it.
     pub(super) async fn run(mut self, events_per_second: f64) -> Tally {
-        let mut first: Vec<Kind> = Kind::CHOICE.iter().map(|(kind, _)| *kind).collect();
+        let mut first: Vec<Kind> = self.choice.iter().map(|(kind, _)| *kind).collect();
         first.shuffle(&mut self.random);
         if self.number > 0 {
             first.retain(|kind| *kind != Kind::Big); // one writer does it for all
         }
         let mut due = Instant::now();
         while !self.shared.stop.is_cancelled() {
-            let kind =
-                first.pop().unwrap_or_else(|| Kind::CHOICE.choose_weighted(&mut self.random, |c| c.1).unwrap().0);
+            let kind = first.pop().unwrap_or_else(|| self.choice.choose_weighted(&mut self.random, |c| c.1).unwrap().0);
             match self.transact(kind).await {
                 Ok(events) => {
                     self.tally.add(committed(&self.shared, kind, events));
