@@ -168,9 +168,10 @@ async fn parked(config: &Config, names: &[String], lines: &mut Vec<Line>) -> Res
     let found = decisions::list(&mut reader, &filter, MANY).await?;
     reader.close().await;
     if !found.is_empty() {
-        let (count, more) = (found.len(), if found.len() < 1_000 { "" } else { " or more" });
+        let more = if found.len() < 1_000 { "" } else { " or more" };
+        let streams = output::counted(found.len(), "stream");
         let hint = Some("look at them: outboxd parked list".to_owned());
-        lines.push(Line::new("postgres", "warning", format!("{count}{more} streams are parked"), hint));
+        lines.push(Line::new("postgres", "warning", format!("parked: {streams}{more}"), hint));
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use url::Url;
 
 use super::key::{Fallback, Form, Key, Kind};
-use super::problem::{Fault, listed};
+use super::problem::{Fault, listed, nearest, quoted};
 use super::secret::{HIDDEN, Secret};
 use super::section::Section;
 
@@ -26,6 +26,28 @@ pub(super) const KEYS: &[Key] = &[URL];
 
 /// The modes of libpq.
 const SSL_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
+
+/// The parameters that the driver reads. Of another one it would log the value and go on without it, and that value may be a secret.
+const PARAMETERS: [&str; 18] = [
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+];
 
 impl Postgres {
     pub(super) fn read(section: &mut Section<'_, '_>) -> Option<Self> {
@@ -62,6 +84,7 @@ fn complete(text: &str) -> Result<Url, Fault> {
     if host_of(&url).contains(',') {
         return Err(Fault::new("a URL with one host").hint("name the address that follows the primary"));
     }
+    check_parameters(&url)?;
     match parameter(&url, &["sslmode", "ssl-mode"]) {
         Some(mode) => check_ssl_mode(&mode)?,
         None if is_local(&url) => (),
@@ -70,6 +93,14 @@ fn complete(text: &str) -> Result<Url, Fault> {
         }
     }
     Ok(url)
+}
+
+/// Neither name nor value is repeated: a `?` in a password makes parameters of its rest.
+fn check_parameters(url: &Url) -> Result<(), Fault> {
+    let is_known = |name: &str| PARAMETERS.contains(&name) || name.starts_with("options[");
+    let Some((name, _)) = url.query_pairs().find(|(name, _)| !is_known(name)) else { return Ok(()) };
+    let near = nearest(&name, PARAMETERS).map(|near| format!("did you mean {}?", quoted(near)));
+    Err(Fault { hint: near.or(Some(ESCAPES.to_owned())), ..Fault::new("a URL with parameters that the driver knows") })
 }
 
 fn check_ssl_mode(mode: &str) -> Result<(), Fault> {
@@ -145,6 +176,8 @@ mod tests {
             ("postgres://u@h/", "with a database"),
             ("postgres://u@h1,h2/shop", "with one host"),
             ("postgres://u@h/shop?sslmode=on", "`sslmode` to be one of"),
+            ("postgres://u@h/shop?sslpassword=hunter2", "parameters that the driver knows"),
+            ("postgres://u@h/shop?hunter2=1", "parameters that the driver knows"),
             ("postgres://u:hunter2/@h/shop", "a URL such as"),
         ];
         for (text, expected) in cases {

@@ -68,7 +68,7 @@ fn print_entries(text: &mut String, table: &Table, form: Form) {
 fn print_value(text: &mut String, name: &str, value: &Value, form: Form) {
     let bare = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
     let is_bare = !name.is_empty() && name.bytes().all(bare);
-    let quoted = if is_bare { name.to_owned() } else { string(name) };
+    let quoted = if is_bare { name.to_owned() } else { key(name) };
     text.extend([&quoted, " = ", &printed(name, value, form), "\n"]);
 }
 
@@ -82,8 +82,11 @@ fn printed(name: &str, value: &Value, form: Form) -> String {
         (_, Form::Secret(_)) => string(HIDDEN),
         (_, Form::Property) if kafka::is_secret(name) => string(HIDDEN),
         (ValueKind::String(text), Form::Url) => string(&postgres::shown(text)),
-        // The environment knows texts only.
-        (ValueKind::String(text), Form::Integer { .. } | Form::Boolean) => text.clone(),
+        // The environment knows texts only; a number of it may begin with zeros, one of TOML may not.
+        (ValueKind::String(text), Form::Integer { .. }) => {
+            text.parse::<i64>().map_or_else(|_| text.clone(), |number| number.to_string())
+        }
+        (ValueKind::String(text), Form::Boolean) => text.clone(),
         (ValueKind::String(text), _) => string(text),
         (ValueKind::Table(table), Form::WordOr(_, inner)) => {
             let text = table.get(inner).map(|value| printed(inner, value, Form::Text("")));
@@ -95,6 +98,11 @@ fn printed(name: &str, value: &Value, form: Form) -> String {
         }
         (scalar, _) => scalar.to_string(),
     }
+}
+
+/// A name in quotes; none holds a control character. What is printed for a value may be of a form that no name can have.
+fn key(name: &str) -> String {
+    format!("\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
 fn string(text: &str) -> String {

@@ -177,7 +177,8 @@ impl Written {
         let mut first_of_line = BTreeMap::new();
         for error in errors {
             let line = error.span().map(|span| lines.line(span.start));
-            first_of_line.entry(line).or_insert_with(|| syntax_problem(line, error.message()));
+            let place = (line.is_none(), line); // those with a line come first
+            first_of_line.entry(place).or_insert_with(|| syntax_problem(line, error.message()));
         }
         Err(first_of_line.into_values().collect())
     }

@@ -75,7 +75,7 @@ impl Witness {
 pub struct Server {
     /// `host:port`, for messages.
     pub host: String,
-    /// The role that we are.
+    /// The role that we are, quoted where a statement needs it: hints are statements.
     pub role: String,
     /// Process of the connection.
     pub pid: i32,
@@ -139,7 +139,7 @@ const READER_SETTINGS: &str = "
     set enable_sort = off";
 
 const IDENTIFY: &str = "
-    select pg_backend_pid() as pid, current_user::text as role, current_setting('server_version_num')::int as version,
+    select pg_backend_pid() as pid, quote_ident(current_user) as role, current_setting('server_version_num')::int as version,
            current_setting('plan_cache_mode') = 'force_custom_plan' as settings_kept,
            substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) as timeline, i.system_identifier, d.oid
       from pg_control_system() i join pg_database d on d.datname = current_database()";

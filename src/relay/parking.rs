@@ -97,15 +97,28 @@ impl Parked {
     /// Notes that the event of the stream that was taken out last was refused once more: nothing later of it may be sent.
     /// What was read of it is read again then.
     pub fn stand(&mut self, stream: &Stream) {
-        let is_of =
-            |event: &Event| event.aggregate_id == stream.aggregate_id && event.aggregate_type == stream.aggregate_type;
-        let before = self.again.len();
-        self.again.retain(|event| !is_of(event));
-        let dropped = before.saturating_sub(self.again.len()).saturating_add(1);
+        let dropped = self.drop_read(stream).saturating_add(1);
         if let Some(state) = self.streams.get_mut(stream) {
             state.released = false;
             state.open = state.open.saturating_sub(dropped);
         }
+    }
+
+    /// Forgets what was read of the stream and not sent: something was decided about it since.
+    pub fn read_again(&mut self, stream: &Stream) {
+        let dropped = self.drop_read(stream);
+        if let Some(state) = self.streams.get_mut(stream) {
+            (state.open, state.is_dry) = (state.open.saturating_sub(dropped), false);
+            self.go_on_with(stream);
+        }
+    }
+
+    fn drop_read(&mut self, stream: &Stream) -> usize {
+        let is_of =
+            |event: &Event| event.aggregate_id == stream.aggregate_id && event.aggregate_type == stream.aggregate_type;
+        let before = self.again.len();
+        self.again.retain(|event| !is_of(event));
+        before.saturating_sub(self.again.len())
     }
 
     /// Which streams to read next, at most `most`. They are under way until [`Parked::fetched`].
@@ -303,6 +316,18 @@ mod tests {
         assert!(parked.release(&stream("a")));
         assert_eq!(fetch(&mut parked, &[(2, "a", true), (3, "a", true)], Extent::Whole), [stream("a")]);
         assert_eq!(send(&mut parked), [2, 3]);
+    }
+
+    #[test]
+    fn what_was_given_up_after_it_was_read_is_not_sent() {
+        let mut parked = Parked::new(vec![Head { stream: stream("a"), released: true }]);
+        fetch(&mut parked, &[(1, "a", true), (2, "a", true), (3, "a", true)], Extent::Whole);
+        assert_eq!(parked.take_next().unwrap().id.get(), 1);
+        parked.read_again(&stream("a")); // event 2 was given up
+        assert_eq!(send(&mut parked), [] as [i64; 0]);
+        removed(&mut parked, &[(1, "a")]);
+        assert_eq!(fetch(&mut parked, &[(3, "a", true)], Extent::Whole), [stream("a")]);
+        assert_eq!(send(&mut parked), [3]);
     }
 
     #[test]

@@ -228,8 +228,8 @@ impl<'l> Pump<'l> {
 
     /// What is to be done about parked events, if anything, in the order of its importance.
     fn errand(&mut self, now: Instant) -> Option<Errand> {
-        if let Some((key, rejection)) = self.sender.take_refused_again() {
-            return Some(Errand::Refused(key, rejection));
+        if let Some((key, stream, rejection)) = self.sender.take_refused_again() {
+            return Some(Errand::Refused(key, stream, rejection));
         }
         let releases = self.sender.ledger.take_releases();
         if !releases.is_empty() {
@@ -260,13 +260,20 @@ impl<'l> Pump<'l> {
                 self.sender.parked_saved(&parkings);
             }
             Finished::Ran(Ran::Refused(key)) => self.sender.refusal_noted(key),
+            Finished::Ran(Ran::GivenUp(key, stream)) => {
+                self.sender.refusal_noted(key);
+                self.sender.parked.release(&stream);
+            }
             Finished::Ran(Ran::Removed(releases)) => self.sender.parked.removed(&releases),
             Finished::Ran(Ran::Fetched(streams, found, extent)) if self.stop_by.is_none() => {
                 self.sender.parked.fetched(streams, found, extent);
             }
             Finished::Nothing | Finished::Ran(Ran::Fetched(..)) => {} // when stopping, what is parked is read again by the next one
             Finished::Ran(Ran::Decided(streams)) => {
-                let released = streams.iter().filter(|stream| self.sender.parked.release(stream)).count();
+                for (stream, _) in streams.iter().filter(|(_, given_up)| *given_up) {
+                    self.sender.read_again(stream);
+                }
+                let released = streams.iter().filter(|(stream, _)| self.sender.parked.release(stream)).count();
                 if released > 0 {
                     changes::released(self.desk.outbox(), self.desk.lane(), released);
                 }

@@ -39,7 +39,7 @@ pub enum Done {
 #[derive(Debug)]
 pub enum Errand {
     /// Note that one was refused again.
-    Refused(EventKey, Rejection),
+    Refused(EventKey, Stream, Rejection),
     /// Remove those that are delivered.
     Remove(Vec<Release>),
     /// Read those of streams that may go on.
@@ -52,12 +52,14 @@ pub enum Errand {
 pub enum Ran {
     /// The table knows that the event was refused again.
     Refused(EventKey),
+    /// The event was given up before it was refused again: its stream does not stand because of it.
+    GivenUp(EventKey, Stream),
     /// They are gone.
     Removed(Vec<Release>),
     /// Of these streams, these events; cut where the budget was full.
     Fetched(Vec<Stream>, Vec<Fetched>, Extent),
-    /// These streams may go on.
-    Decided(Vec<Stream>),
+    /// These streams may go on; whether an event of them was given up.
+    Decided(Vec<(Stream, bool)>),
 }
 
 /// What came of a statement.
@@ -250,9 +252,9 @@ impl Saving {
 
 async fn run(session: &mut Session, lease: &Lease, errand: Errand) -> Result<Ran, DbError> {
     Ok(match errand {
-        Errand::Refused(key, Rejection { code, reason, .. }) => {
-            parked::refused_again(session, lease, key, &code, &reason).await?;
-            Ran::Refused(key)
+        Errand::Refused(key, stream, Rejection { code, reason, .. }) => {
+            let is_there = parked::refused_again(session, lease, key, &code, &reason).await?;
+            if is_there { Ran::Refused(key) } else { Ran::GivenUp(key, stream) }
         }
         Errand::Remove(releases) => {
             parked::remove(session, lease, &releases).await?;

@@ -116,7 +116,7 @@ fn check_topic(topic: &str, route: &Route) -> Result<(), Rejection> {
         ));
     }
     if !rule::any(&route.topics, topic) {
-        let reason = format!("topic `{topic}` is not among the route's `topics`");
+        let reason = "the topic's template gives a name that is not among the route's `topics`";
         let hint = "add it to the list, or give such events a route of their own";
         return Err(Rejection::new("foreign_topic", reason, hint));
     }

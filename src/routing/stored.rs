@@ -22,6 +22,7 @@ pub fn entries(event: &Event) -> Result<Vec<(String, Option<String>)>, Rejection
     let Some(text) = &event.headers else { return Ok(Vec::new()) };
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let entries = deserializer.deserialize_map(Entries).map_err(|_| bad_headers())?;
+    deserializer.end().map_err(|_| bad_headers())?;
     entries.into_iter().map(|(name, value)| Ok((name, header_value(value.get())?))).collect()
 }
 

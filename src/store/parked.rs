@@ -83,17 +83,17 @@ const DECIDED: &str = "
        where outbox = $1 and lane = $2 and settled_at is null and decision = 'discard'
          and exists (select from outbox.cursors where outbox = $1 and lane = $2 and epoch = $3)  -- only the holder of the lease
       returning aggregate_type, aggregate_id)
-    select aggregate_type, aggregate_id from discarded
+    select aggregate_type, aggregate_id, true as discarded from discarded
      union
-    select aggregate_type, aggregate_id from outbox.parked
+    select aggregate_type, aggregate_id, false from outbox.parked
      where outbox = $1 and lane = $2 and settled_at is null and decision = 'retry'
      limit 10000";
 
-/// Carries out what was decided to be discarded, and returns the streams that may go on.
+/// Carries out what was decided to be discarded, and returns the streams that may go on; whether one of their events was given up.
 ///
 /// # Errors
 /// Those of the server.
-pub async fn decided(writer: &mut Session, lease: &Lease) -> Result<Vec<Stream>, DbError> {
+pub async fn decided(writer: &mut Session, lease: &Lease) -> Result<Vec<(Stream, bool)>, DbError> {
     let doing = "reading what was decided about parked events";
     let statement = sqlx::query(DECIDED)
         .bind(lease.outbox())
@@ -101,7 +101,8 @@ pub async fn decided(writer: &mut Session, lease: &Lease) -> Result<Vec<Stream>,
         .bind(lease.epoch().get())
         .fetch_all(&mut writer.connection);
     let rows = Session::brief(doing, statement).await?;
-    rows.iter().map(stream).collect::<Result<_, sqlx::Error>>().map_err(DbError::during(doing))
+    let one = |row: &PgRow| Ok((stream(row)?, row.try_get("discarded")?));
+    rows.iter().map(one).collect::<Result<_, sqlx::Error>>().map_err(DbError::during(doing))
 }
 
 /// `$5` rows of each stream; read until the budget is full.
@@ -186,7 +187,8 @@ const REFUSED_AGAIN: &str = "
      where p.outbox = $1 and p.id = $4 and p.event_id = $5 and p.settled_at is null
        and p.decision is distinct from 'discard'";
 
-/// Notes that a parked event was refused once more: its stream stands again, until somebody decides anew.
+/// Notes that a parked event was refused once more: its stream stands again, until somebody decides anew. Whether the event is
+/// still there: given up meanwhile, it holds nothing up.
 ///
 /// # Errors
 /// Those of the server.
@@ -196,7 +198,7 @@ pub async fn refused_again(
     key: EventKey,
     code: &str,
     reason: &str,
-) -> Result<(), DbError> {
+) -> Result<bool, DbError> {
     let statement = sqlx::query(REFUSED_AGAIN)
         .bind(lease.outbox())
         .bind(lease.lane().get())
@@ -206,5 +208,6 @@ pub async fn refused_again(
         .bind(code)
         .bind(reason)
         .execute(&mut writer.connection);
-    Session::brief("noting that a parked event was refused again", statement).await.map(drop)
+    let done = Session::brief("noting that a parked event was refused again", statement).await?;
+    Ok(done.rows_affected() > 0)
 }

@@ -175,7 +175,7 @@ const STANDING: &str = "
            exists (select from pg_subscription_rel s where s.srrelid = c.oid) as subscribed,
            exists (select from outbox.events where xid >= pg_snapshot_xmax(pg_current_snapshot())) as copied_in,
            pg_snapshot_xmax(pg_current_snapshot())::text as next_xid,
-           coalesce((select array_agg(r.rolname::text order by r.rolname) from pg_roles r
+           coalesce((select array_agg(quote_ident(r.rolname) order by r.rolname) from pg_roles r
                       where not r.rolsuper and not pg_has_role(r.oid, c.relowner, 'usage') and r.rolname !~ '^pg_'
                         and has_column_privilege(r.oid, c.oid, a.attnum, 'insert, update')), '{}') as forgers,
            current_setting('fsync') = 'on' as fsync,

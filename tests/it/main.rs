@@ -18,4 +18,5 @@ mod partitions;
 mod plans;
 mod recovery;
 mod rejections;
+mod security;
 mod support;

@@ -6,6 +6,7 @@ use crate::config::route::Policy;
 use crate::outbox::cursor::Cursor;
 use crate::outbox::event::{Event, EventKey};
 use crate::outbox::parked::{Cause, Parking};
+use crate::outbox::stream::Stream;
 use crate::relay::culprits::Culprits;
 use crate::relay::desk::Desk;
 use crate::relay::inquiry::Answer;
@@ -66,7 +67,7 @@ impl Sender<'_> {
             self.parked.stand(&event.stream());
             self.desk.metrics.rejected(&rejection.code);
             changes::refused_again(self.desk.outbox(), self.desk.lane(), &event.key(), &rejection.reason);
-            self.refused_again.push((event.key(), rejection.clone()));
+            self.refused_again.push((event.key(), event.stream(), rejection.clone()));
             return Step::Done; // it stays where it is parked
         };
         if *policy == Policy::Halt {
@@ -162,7 +163,7 @@ impl Sender<'_> {
     }
 
     /// Parked events that were refused again, which the table has to be told.
-    pub fn take_refused_again(&mut self) -> Option<(EventKey, Rejection)> {
+    pub fn take_refused_again(&mut self) -> Option<(EventKey, Stream, Rejection)> {
         self.refused_again.pop()
     }
 
@@ -171,6 +172,15 @@ impl Sender<'_> {
         self.parking_full = false;
         parked(self.desk, self.culprits, parkings);
         self.parked.saved(parkings);
+    }
+
+    /// An event of the stream was given up: what was read of it before that, and is not sent, is read again.
+    pub fn read_again(&mut self, stream: &Stream) {
+        let begun = self.begun_again.and_then(|_| self.parked.take_next());
+        self.parked.read_again(stream);
+        if let Some(event) = begun {
+            self.parked.put_back(event);
+        }
     }
 
     /// The table knows that a parked event was refused again.

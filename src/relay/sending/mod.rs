@@ -22,6 +22,7 @@ use crate::outbox::event::{Event, EventKey};
 use crate::outbox::lsn::Lsn;
 use crate::outbox::parked::{Cause, Release};
 use crate::outbox::snapshot::Snapshot;
+use crate::outbox::stream::Stream;
 use crate::routing::record::Record;
 use crate::routing::{Rejection, Router};
 use crate::sink::kafka::topics::Topics;
@@ -115,7 +116,7 @@ pub struct Sender<'l> {
     reports: Vec<Report>,
     failures: Vec<Failure>,
     /// Parked events that were refused again, and of which the table does not know that.
-    refused_again: Vec<(EventKey, Rejection)>,
+    refused_again: Vec<(EventKey, Stream, Rejection)>,
     /// When something was settled last, or sent with nothing open before it.
     moved_at: Instant,
     /// Milliseconds since 1970, at the beginning of the turn.

@@ -47,7 +47,7 @@ const HALTS: [Halt; 6] = [
         bad: ("secret-topic", "", ""),
         routes: ["topic = '{event_type}'\ntopics = ['TOPIC']\nwhen.event_type = 'secret*'", "topic = 'TOPIC'"],
         code: "foreign_topic",
-        words: &["topic `secret-topic` is not among the route's `topics`"],
+        words: &["gives a name that is not among the route's `topics`"],
     },
     Halt {
         name: "headless",

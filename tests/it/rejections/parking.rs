@@ -107,7 +107,7 @@ async fn what_can_be_known_to_fail_is_parked_before_anything_of_its_stream_is_se
     assert_eq!(metric(&relay, "outboxd_events_parked_total{outbox=\"default\",lane=\"0\"}").await, Some(18.0));
     assert_eq!(entered(&relay, "default", "halted").len(), 0);
     let check = relay.command(&["check"]).await;
-    assert!(check.code == 2 && check.stdout.contains("6 streams are parked"), "{check}");
+    assert!(check.code == 2 && check.stdout.contains("parked: 6 streams"), "{check}");
     let log = relay.log();
     assert_eq!(log.matches("event parked").count(), BAD.len(), "{log}");
     assert!(!log.contains("misnamed") && !log.contains("xxxx"), "a key or a payload is in the log");
