@@ -9,23 +9,24 @@ use tracing::Instrument;
 #[derive(Debug, Default)]
 pub struct TaskGroup {
     tasks: JoinSet<()>,
-    names: HashMap<Id, &'static str>,
+    names: HashMap<Id, String>,
 }
 
 /// How a task ended.
 #[derive(Debug)]
 pub enum Ended {
     /// It returned.
-    Returned(&'static str),
+    Returned(String),
     /// It panicked: a bug. The payload is what `std::panic::resume_unwind` takes.
-    Panicked(&'static str, Box<dyn Any + Send>),
+    Panicked(String, Box<dyn Any + Send>),
     /// It was aborted.
-    Aborted(&'static str),
+    Aborted(String),
 }
 
 impl TaskGroup {
     /// Starts a task; its name is also its span.
-    pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+    pub fn spawn(&mut self, name: impl Into<String>, task: impl Future<Output = ()> + Send + 'static) {
+        let name = name.into();
         let span = tracing::debug_span!("task", name); // entered at every poll: at `info` it costs nothing
         let handle = self.tasks.spawn(task.instrument(span));
         self.names.insert(handle.id(), name);
@@ -57,12 +58,12 @@ impl TaskGroup {
     }
 
     /// The names of the tasks that still run.
-    pub fn running(&self) -> Vec<&'static str> {
-        self.names.values().copied().collect()
+    pub fn running(&self) -> Vec<&str> {
+        self.names.values().map(String::as_str).collect()
     }
 
-    fn name(&mut self, id: Id) -> &'static str {
-        self.names.remove(&id).unwrap_or("unknown")
+    fn name(&mut self, id: Id) -> String {
+        self.names.remove(&id).unwrap_or_default()
     }
 }
 
@@ -75,7 +76,7 @@ mod tests {
         let mut group = TaskGroup::default();
         group.spawn("quick", async {});
         group.spawn("endless", std::future::pending());
-        assert!(matches!(group.next_ended().await, Some(Ended::Returned("quick"))));
+        assert!(matches!(group.next_ended().await, Some(Ended::Returned(name)) if name == "quick"));
         assert_eq!(group.running(), ["endless"]);
         group.abort_all().await;
     }
@@ -84,7 +85,16 @@ mod tests {
     async fn a_panic_is_not_lost() {
         let mut group = TaskGroup::default();
         group.spawn("broken", async { panic!("a bug") });
-        assert!(matches!(group.next_ended().await, Some(Ended::Panicked("broken", _))));
+        assert!(matches!(group.next_ended().await, Some(Ended::Panicked(name, _)) if name == "broken"));
         assert!(group.next_ended().await.is_none());
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "a bug")]
+    async fn a_panic_of_a_task_that_is_aborted_is_passed_on() {
+        let mut group = TaskGroup::default();
+        group.spawn("broken", async { panic!("a bug") });
+        tokio::task::yield_now().await;
+        group.abort_all().await;
     }
 }

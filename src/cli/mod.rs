@@ -7,6 +7,7 @@ mod cursor;
 mod migrate;
 mod output;
 mod parked;
+mod reload;
 mod run;
 mod status;
 
@@ -62,7 +63,7 @@ const EXIT_CODES: &str =
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Publish events until told to stop (SIGTERM or SIGINT; a second one ends at once)
+    /// Publish events until told to stop (SIGTERM or SIGINT; a second one ends at once); SIGHUP reads the configuration again
     Run,
     /// Check configuration, servers, schema, grants and topics; each finding with its remedy
     Check,
@@ -118,7 +119,7 @@ fn usage(error: &clap::Error) -> Exit {
 fn dispatch(arguments: &Arguments) -> anyhow::Result<Exit> {
     let file = || find(arguments.config.as_deref());
     match &arguments.command {
-        Command::Run => run::run(&load(&file()?)?),
+        Command::Run => run::run(&file()?),
         Command::Check => check::run(&file()?, arguments.output),
         Command::Migrate(how) => migrate::run(how, || load(&file()?), arguments.output),
         Command::Status => status::run(&load(&file()?)?, arguments.output),
@@ -144,6 +145,10 @@ fn find(given: Option<&Path>) -> anyhow::Result<File> {
         exit: Exit::Configuration,
         message: "no configuration: neither ./outboxd.toml nor /etc/outboxd/outboxd.toml exists\nhint: name one with --config FILE".to_owned(),
     })?;
+    Ok(read(path)?)
+}
+
+fn read(path: &Path) -> Result<File, Ends> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| Ends { exit: Exit::Configuration, message: format!("{}: {error}", path.display()) })?;
     Ok(File { path: path.to_owned(), text })

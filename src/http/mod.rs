@@ -1,7 +1,7 @@
 //! The HTTP surface of the daemon, on loopback by default: reads what the lanes say, does no work itself.
 
 use crate::relay::desk::Desk;
-use crate::relay::status::LaneStatus;
+use crate::relay::status::{LaneState, LaneStatus};
 use crate::telemetry::metrics::Metrics;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -12,18 +12,28 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// A loop that has not turned for this long is stuck: longer than any wait for a server within it.
 const STUCK: Duration = Duration::from_secs(45);
 
+/// One desk per lane, in the order of the configuration.
+pub type Desks = Arc<[Arc<Desk>]>;
+
 /// What the endpoints read.
 #[derive(Clone)]
 pub struct Surface {
-    /// One desk per lane.
-    pub desks: Arc<[Arc<Desk>]>,
+    /// The desks of the lanes that run now: a new configuration brings others.
+    pub desks: watch::Receiver<Desks>,
     /// For `/metrics`.
     pub metrics: Metrics,
+}
+
+impl Surface {
+    fn desks(&self) -> Desks {
+        Arc::clone(&self.desks.borrow())
+    }
 }
 
 /// The answer of `/status`.
@@ -51,12 +61,12 @@ pub async fn serve(listener: TcpListener, surface: Surface, stop: CancellationTo
     axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
-/// Alive means that the loops turn; never because a server is away.
+/// Alive means that the loops turn that have not ended; never because a server is away.
 async fn livez(State(surface): State<Surface>) -> Response {
     let stuck: Vec<String> = surface
-        .desks
+        .desks()
         .iter()
-        .filter(|desk| desk.silence() > STUCK)
+        .filter(|desk| desk.silence() > STUCK && desk.status().state != LaneState::Stopped)
         .map(|desk| format!("lane {}/{} does not turn\n", desk.outbox(), desk.lane()))
         .collect();
     if stuck.is_empty() {
@@ -69,7 +79,7 @@ async fn livez(State(surface): State<Surface>) -> Response {
 /// Ready means that every lane relays or stands by; the body says why not.
 async fn readyz(State(surface): State<Surface>) -> Response {
     let waiting: Vec<String> = surface
-        .desks
+        .desks()
         .iter()
         .map(|desk| desk.status())
         .filter(|status| !status.ready)
@@ -89,7 +99,7 @@ fn why(status: &LaneStatus) -> String {
 }
 
 async fn status(State(surface): State<Surface>) -> Json<Status> {
-    let lanes: Vec<LaneStatus> = surface.desks.iter().map(|desk| desk.status()).collect();
+    let lanes: Vec<LaneStatus> = surface.desks().iter().map(|desk| desk.status()).collect();
     Json(Status { version: env!("CARGO_PKG_VERSION").to_owned(), ready: lanes.iter().all(|lane| lane.ready), lanes })
 }
 

@@ -25,7 +25,8 @@ pub struct Desk {
 impl Desk {
     /// The desk of a lane that has not begun.
     pub fn new(outbox: &str, lane: i16, metrics: LaneMetrics) -> Self {
-        let (status, _) = watch::channel(LaneStatus::new(outbox, lane));
+        let published_events = metrics.events_published.get(); // a lane of the configuration before this one may have begun
+        let (status, _) = watch::channel(LaneStatus { published_events, ..LaneStatus::new(outbox, lane) });
         Self {
             status,
             metrics,
@@ -44,6 +45,11 @@ impl Desk {
     /// Number of the lane, in text.
     pub fn lane(&self) -> &str {
         &self.lane
+    }
+
+    /// Outbox and lane, for people.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.outbox, self.lane)
     }
 
     /// The status now.
@@ -76,6 +82,13 @@ impl Desk {
         if changed {
             changes::lane_state(&self.outbox, &self.lane, state.name(), state.weight(), reason, hint);
         }
+    }
+
+    /// Says of a lane that cannot do so itself that it has ended.
+    pub fn close(&self) {
+        self.enter(LaneState::Stopped, Some("ended by a panic"), None);
+        self.metrics.leader.set(0);
+        self.note(|status| status.epoch = None);
     }
 
     /// Changes other fields of the status.

@@ -39,8 +39,10 @@ const STANDBY_LOOK: Duration = Duration::from_millis(500);
 const TICK: Duration = Duration::from_secs(1);
 /// A session that lived this long was a good one: the back-off starts anew.
 const GOOD_SESSION: Duration = Duration::from_secs(10);
-/// A page takes at most this share of what may be in flight; with one page read ahead and one being read, memory stays within twice the bound.
+/// A page takes at most these shares of what may be in flight, by events and by bytes. With one page being sent, one read ahead and
+/// one being read, they take a fifth of the bound beside it; pages of small events are bounded by their number.
 const PAGE_SHARE: usize = 4;
+const PAGE_BYTES_SHARE: usize = 16;
 
 /// One lane of one outbox.
 pub struct Lane {
@@ -371,8 +373,10 @@ impl Lane {
             Ok(sink) => sink,
             Err(error) => return End::Trouble(Trouble::Send(error)),
         };
-        let poll =
-            Poll::new(parts.reader, PageSize::new(in_flight.events / PAGE_SHARE, in_flight.size_bytes / PAGE_SHARE));
+        let poll = Poll::new(
+            parts.reader,
+            PageSize::new(in_flight.events / PAGE_SHARE, in_flight.size_bytes / PAGE_BYTES_SHARE),
+        );
         let bounds = Bounds { events: in_flight.events, bytes: in_flight.size_bytes };
         let ledger = Ledger::new(cursor.clone(), self.generation, bounds);
         let sender = Sender::new(

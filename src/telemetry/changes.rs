@@ -1,5 +1,6 @@
 //! One function per change of state: one log line, said once, with the reason and what happens next. Never a payload, key or secret.
 
+use super::metrics::Metrics;
 use tracing::{error, info, warn};
 
 /// How much a change of a lane's state matters.
@@ -20,6 +21,63 @@ pub fn lane_state(outbox: &str, lane: &str, state: &str, weight: Weight, reason:
         Weight::Waiting => warn!(outbox, lane, state, reason, hint, "lane {state}"),
         Weight::NeedsHelp => error!(outbox, lane, state, reason, hint, "lane {state}"),
     }
+}
+
+/// A task has ended by a panic: the process ends, after these have stopped in order.
+pub fn task_panicked(task: &str, running: &[&str]) {
+    let next = "ending with exit code 70, after the lanes that still run have settled and saved";
+    error!(task, running = running.join(", "), next, "task ended by a panic");
+}
+
+/// A task has ended that nobody told to: the process ends, after the lanes have stopped in order.
+pub fn task_ended(task: &str) {
+    error!(
+        task,
+        next = "ending with exit code 70, after the lanes have settled and saved",
+        "task ended by itself: a bug"
+    );
+}
+
+/// The process was told to read its configuration again.
+pub fn reload_refused(file: &str, findings: &[String], metrics: &Metrics) {
+    for finding in findings {
+        error!(file, finding, "configuration not taken over");
+    }
+    warn!(
+        file,
+        findings = findings.len(),
+        "configuration refused: going on with the one before; correct it and send SIGHUP again"
+    );
+    metrics.reloaded("refused");
+}
+
+/// The configuration says what it said before.
+pub fn reload_unchanged(file: &str, metrics: &Metrics) {
+    info!(file, "configuration read again: nothing has changed");
+    metrics.reloaded("unchanged");
+}
+
+/// Another configuration holds, and the lanes need not be stopped for it.
+pub fn reload_applied(file: &str, metrics: &Metrics) {
+    info!(file, "configuration taken over");
+    metrics.reloaded("applied");
+}
+
+/// Another configuration holds for the lanes that start now.
+pub fn reload_begun(file: &str) {
+    info!(file, "configuration read again: settling what is in flight, then going on with it");
+}
+
+/// The lanes of the configuration before could not settle all.
+pub fn reload_unsettled() {
+    warn!(
+        "the grace period was not enough: what was in flight may come twice; going on with the new configuration from the saved cursors"
+    );
+}
+
+/// A setting of the log that holds from the next start on.
+pub fn log_format_later() {
+    warn!("log.format has changed: it holds from the next start on");
 }
 
 /// A session ended and the lane goes on from the saved cursor.

@@ -30,7 +30,11 @@ pub struct Metrics {
     lag: Family<Labels, Fraction>,
     ready: Family<Labels, Gauge>,
     leader: Family<Labels, Gauge>,
+    reloads: Family<Labels, Counter>,
 }
+
+/// What a SIGHUP can bring.
+const RELOADS: [&str; 3] = ["applied", "refused", "unchanged"];
 
 /// The metrics of one lane, with its labels filled in.
 #[derive(Clone, Debug)]
@@ -85,8 +89,13 @@ impl Default for Metrics {
             Unit::Seconds,
             lag.clone(),
         );
+        let reloads: Family<Labels, Counter> = metric!("config_reloads", "Times that the configuration was read again");
+        for result in RELOADS {
+            drop(reloads.get_or_create(&vec![("result", result.to_owned())])); // an increase is seen from 0 only
+        }
         Self {
             lag,
+            reloads,
             events_read: metric!("events_read", "Events read from the outbox"),
             events_published: metric!("events_published", "Events whose records are all acknowledged"),
             events_left_out: metric!("events_left_out", "Events that a route leaves out on purpose"),
@@ -128,6 +137,20 @@ impl Metrics {
             sessions: self.sessions.clone(),
             labels,
         }
+    }
+
+    /// Forgets a lane that is no longer configured: nobody would change its gauges any more.
+    pub fn forget(&self, outbox: &str, lane: &str) {
+        let labels: Labels = vec![("outbox", outbox.to_owned()), ("lane", lane.to_owned())];
+        for gauges in [&self.parked_streams, &self.in_flight, &self.backlog, &self.ready, &self.leader] {
+            gauges.remove(&labels);
+        }
+        self.lag.remove(&labels);
+    }
+
+    /// Counts what a SIGHUP brought.
+    pub fn reloaded(&self, result: &str) {
+        self.reloads.get_or_create(&vec![("result", result.to_owned())]).inc();
     }
 
     /// The text that Prometheus scrapes, in the format of `OpenMetrics`.

@@ -29,9 +29,10 @@ pub fn classify(code: Code) -> SendErrorKind {
 pub fn describe(about: &str, error: &KafkaError) -> SendError {
     let code = error.rdkafka_error_code();
     let kind = code.map_or(SendErrorKind::Environment, classify);
-    let what = match code {
-        Some(code) => format!("{about}: {} ({code:?})", plain(code)),
-        None => format!("{about}: {error}"),
+    let what = match (code, error) {
+        (Some(code), _) => format!("{about}: {} ({code:?})", plain(code)),
+        (None, KafkaError::ClientConfig(_, said, name, value)) => format!("{about}: {}", without(value, name, said)),
+        (None, _) => format!("{about}: {error}"),
     };
     SendError {
         kind,
@@ -50,6 +51,12 @@ impl SendError {
         self.what = format!("{}: {lasting}", self.what);
         self
     }
+}
+
+/// librdkafka's words about a property, without its value: that may be a secret under a name that is misspelt.
+fn without(value: &str, name: &str, said: &str) -> String {
+    let said = if value.is_empty() { said.to_owned() } else { said.replace(value, "***") };
+    if said.contains(name) { said } else { format!("{name}: {said}") }
 }
 
 /// librdkafka's words, without its prefixes.

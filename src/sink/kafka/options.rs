@@ -1,6 +1,8 @@
 //! Configuration to librdkafka properties. Those that the promises rest on are set here and cannot be configured.
 
+use super::error;
 use crate::config::kafka::Kafka;
+use crate::sink::SendError;
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use std::time::Duration;
@@ -47,12 +49,13 @@ const OWNED: [(&str, &str, &str); 11] = [
 ];
 
 /// What the user may override.
-const DEFAULTS: [(&str, &str); 5] = [
+const DEFAULTS: [(&str, &str); 6] = [
     ("linger.ms", "2"),
     ("compression.type", "lz4"),
     ("reconnect.backoff.max.ms", "1000"),
     ("batch.num.messages", "10000"),
     ("client.id", "outboxd"),
+    ("message.copy.max.bytes", "1000"), // for each batch librdkafka allocates as much as it might copy: else all that is queued
 ];
 
 /// Properties for asking about the cluster and its topics.
@@ -67,6 +70,16 @@ pub fn client(config: &Kafka, socket_timeout: Duration) -> ClientConfig {
     properties.set("allow.auto.create.topics", "false");
     properties.set("socket.timeout.ms", socket_timeout.as_millis().to_string());
     properties
+}
+
+/// Whether librdkafka takes what is configured: it knows more properties than can be listed here.
+///
+/// # Errors
+/// What it says against it.
+pub fn verify(config: &Kafka) -> Result<(), SendError> {
+    let tuning = Tuning { batch_bytes: BATCH_BYTES, care: Care::Batched, socket_timeout: Duration::from_secs(10) };
+    let taken = producer(config, tuning).create_native_config();
+    taken.map(drop).map_err(|failure| error::describe("kafka.properties", &failure))
 }
 
 /// Properties of a lane's producer. Its queue has no bound that bites: the ledger bounds what waits in it.
@@ -139,6 +152,15 @@ mod tests {
         let features = native.get("builtin.features").unwrap();
         for feature in ["gzip", "snappy", "lz4", "zstd", "ssl", "sasl_plain", "sasl_scram"] {
             assert!(features.split(',').any(|found| found.trim() == feature), "{feature} is not among {features}");
+        }
+    }
+
+    #[test]
+    fn what_librdkafka_does_not_take_is_found_before_anything_is_started() {
+        assert!(verify(&kafka(&[("linger.ms", "20")])).is_ok());
+        for wrong in [("linger.mss", "hunter2"), ("linger.ms", "soon")] {
+            let refused = verify(&kafka(&[wrong])).unwrap_err();
+            assert!(refused.what.contains(wrong.0) && !refused.what.contains(wrong.1), "{refused:?}");
         }
     }
 

@@ -3,7 +3,7 @@
 //! The list is bounded by the ledger: there is at most one report per record under way.
 
 use super::error;
-use crate::sink::{Failure, Report, SendErrorKind, Token};
+use crate::sink::{Failure, Report, SendError, SendErrorKind, Token};
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -42,6 +42,22 @@ impl Reports {
     }
 }
 
+/// Held by each callback: a panic in one ends the producer's thread, and then no report would come any more.
+struct Alarm<'r>(&'r Reports);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.push(Report::Broken(SendError {
+                kind: SendErrorKind::Fatal,
+                code: "panic".to_owned(),
+                what: "kafka: the thread of the producer ended by a panic".to_owned(),
+                hint: None,
+            }));
+        }
+    }
+}
+
 /// What librdkafka calls back.
 #[derive(Clone, Debug)]
 pub struct Context {
@@ -59,6 +75,7 @@ impl ProducerContext<NoCustomPartitioner> for Context {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, token: usize) {
+        let _alarm = Alarm(&self.reports);
         let token = Token(token);
         self.reports.push(match result {
             Ok(_) => Report::Delivered(token),
@@ -77,10 +94,12 @@ impl ProducerContext<NoCustomPartitioner> for Context {
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        let _alarm = Alarm(&self.reports);
         log(level, facility, message);
     }
 
     fn error(&self, failure: KafkaError, reason: &str) {
+        let _alarm = Alarm(&self.reports);
         let described = error::describe("kafka", &failure);
         match (described.kind, failure.rdkafka_error_code()) {
             (SendErrorKind::Fatal, _) => {

@@ -14,10 +14,13 @@ use futures::TryStreamExt;
 use pace::PageSize;
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
-use sqlx::{AssertSqlSafe, Postgres, Row};
+use sqlx::{AssertSqlSafe, Connection, Postgres, Row};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use window::{Cut, Flags};
+
+/// After an event larger than this the driver gives back the buffer that it came in.
+const LARGE_BYTES: usize = 1024 * 1024;
 
 /// Reads batches, one after the other, on a connection of its own.
 #[derive(Debug)]
@@ -208,6 +211,9 @@ async fn receive(
                 break; // the driver discards the rest of the answer before its next statement
             }
         }
+    }
+    if largest > LARGE_BYTES {
+        session.connection.shrink_buffers();
     }
     size.received(events.len(), bytes, largest);
     let flags = told.ok_or_else(no_answer)?;

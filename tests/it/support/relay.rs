@@ -92,6 +92,47 @@ impl Relay {
         self.child = Some(child.unwrap());
     }
 
+    /// Writes the config anew and sends SIGHUP: the running process reads it.
+    pub(crate) async fn reload(&mut self) {
+        self.reload_text(&self.config.to_string()).await;
+    }
+
+    /// The same with another text in the file, valid or not.
+    pub(crate) async fn reload_text(&mut self, text: &str) {
+        std::fs::write(self.file(), text).unwrap();
+        self.hang_up().await;
+    }
+
+    /// SIGHUP, whatever the file holds.
+    pub(crate) async fn hang_up(&mut self) {
+        self.signal("HUP").await;
+    }
+
+    /// What another `set` would write, for [`Self::reload_text`].
+    pub(crate) fn config(&self) -> String {
+        self.config.to_string()
+    }
+
+    /// The id of the running process.
+    pub(crate) fn process(&mut self) -> u32 {
+        self.running().id().expect("the relay has not ended")
+    }
+
+    /// Where it is asked.
+    pub(crate) fn listens_at(&self) -> String {
+        self.listen.clone()
+    }
+
+    /// Asks at another address, once.
+    pub(crate) async fn get_at(&self, address: &str, path: &str) -> anyhow::Result<Answer> {
+        timeout(ANSWER, get(address, path)).await.context("no answer")?
+    }
+
+    /// Asks at another address from now on.
+    pub(crate) fn look_at(&mut self, address: &str) {
+        address.clone_into(&mut self.listen);
+    }
+
     /// Waits until `/readyz` says so.
     pub(crate) async fn ready(&mut self) {
         eventually("the relay is ready", PATIENCE, async || {
@@ -138,7 +179,7 @@ impl Relay {
 
     /// Asks over HTTP. An error is a relay that does not listen, or not yet.
     pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Answer> {
-        timeout(ANSWER, get(&self.listen, path)).await.context("no answer")?
+        self.get_at(&self.listen, path).await
     }
 
     /// `/status`, as JSON.
@@ -155,10 +196,15 @@ impl Relay {
 
     /// The most memory that the running process has held at once.
     pub(crate) fn peak_megabytes(&mut self) -> u64 {
-        let process = self.running().id().expect("the relay has not ended");
+        self.memory_kilobytes("VmHWM:") / 1024
+    }
+
+    /// A line of what the kernel says of the process's memory, such as `VmRSS:`.
+    pub(crate) fn memory_kilobytes(&mut self, line: &str) -> u64 {
+        let process = self.process();
         let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
-        peak.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() / 1024
+        let found = status.lines().find_map(|text| text.strip_prefix(line)).expect("a line of this name");
+        found.trim().trim_end_matches("kB").trim().parse().unwrap()
     }
 
     /// All that its processes have written so far.
@@ -167,7 +213,8 @@ impl Relay {
             .map_or_else(|_| String::new(), |log| String::from_utf8_lossy(&log).into_owned())
     }
 
-    fn file(&self) -> PathBuf {
+    /// Where its config lies.
+    pub(crate) fn file(&self) -> PathBuf {
         self.folder.path().join("outboxd.toml")
     }
 
@@ -181,7 +228,7 @@ impl Relay {
 
     /// By the shell, which has `kill` built in: no dependency for three signals.
     async fn signal(&mut self, name: &str) {
-        let process = self.running().id().expect("the relay has not ended");
+        let process = self.process();
         let sent = Command::new("sh").arg("-c").arg(format!("kill -s {name} {process}")).status().await;
         assert!(sent.unwrap().success(), "SIG{name} was not sent to {process}");
     }
