@@ -22,6 +22,9 @@ const BESIDE_KILOBYTES: u64 = 64_000_000 / 1024;
 const BYTES: usize = 10_000;
 const LARGE_BYTES: usize = 10_000_000;
 
+/// While an event passes it is in the driver's buffer, in ours, in librdkafka's and in the batch that is being compressed.
+const COPIES: u64 = 4;
+
 /// About as many events may be in flight at once.
 const FULL: i64 = 3_000;
 
@@ -132,9 +135,9 @@ async fn a_backlog_of_large_events_without_kafka_stays_within_what_may_be_in_fli
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_very_large_event_among_them_costs_no_more_than_itself() {
+async fn one_very_large_event_among_them_costs_a_few_times_itself() {
     let (count, away) = extent();
     let peak = a_backlog_without_kafka("one_very_large_event", count, away, 1).await;
-    let bound = IN_FLIGHT_KILOBYTES + BESIDE_KILOBYTES + LARGE_BYTES as u64 / 1024;
+    let bound = IN_FLIGHT_KILOBYTES + BESIDE_KILOBYTES + COPIES * LARGE_BYTES as u64 / 1024;
     assert!(peak <= bound, "{peak} kB, more than {bound}");
 }

@@ -1,7 +1,11 @@
 //! A database of its own for each test, with a role for each part: the owner, the application, the relay.
 
+use std::io::ErrorKind;
+use std::time::Duration;
+
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgConnection};
+use tokio::time::sleep;
 use url::Url;
 use uuid::Uuid;
 
@@ -195,13 +199,25 @@ pub(crate) struct Place {
     now: String,
 }
 
+/// How often a connection is tried that breaks off: a server may just be starting, or being promoted.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(250);
+
 /// Opens a connection; a server that does not answer fails the test.
 pub(crate) async fn connect(url: &str) -> PgConnection {
     let options: PgConnectOptions = url.parse().expect("a URL of Postgres");
-    match options.connect().await {
-        Ok(connection) => connection,
-        Err(error) => panic!("no connection to {url}: {error}\nhint: deploy/servers -- cargo test --test it"),
+    for _ in 1..TRIES {
+        match options.connect().await {
+            Err(sqlx::Error::Protocol(_)) => sleep(PAUSE).await, // broken off: somebody listens there
+            Err(sqlx::Error::Io(broken)) if broken.kind() == ErrorKind::ConnectionReset => sleep(PAUSE).await,
+            other => return other.unwrap_or_else(|error| gives_up(url, &error)),
+        }
     }
+    options.connect().await.unwrap_or_else(|error| gives_up(url, &error))
+}
+
+fn gives_up(url: &str, error: &sqlx::Error) -> PgConnection {
+    panic!("no connection to {url}: {error}\nhint: deploy/servers -- cargo test --test it")
 }
 
 /// Runs statements that bind nothing and return nothing; a refusal fails the test.
