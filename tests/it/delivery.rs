@@ -13,7 +13,7 @@ use crate::support::kafka::{Kafka, Reader};
 use crate::support::postgres::{Database, Role, say};
 use crate::support::relay::Relay;
 
-/// What a broker takes by default in one batch, and what CORRECTNESS 5.3 counts of it beside key, value and headers.
+/// What a broker takes by default in one batch, and what librdkafka counts of it beside key, value and headers.
 const LIMIT: usize = 1_048_588;
 const OVERHEAD: usize = 36 + 61;
 
