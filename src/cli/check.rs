@@ -133,7 +133,7 @@ async fn ask_postgres(config: &Config, cluster: Option<String>, lines: &mut Vec<
         format!("version {} at {}, as {}", server.version / 10_000, server.host, server.role),
         None,
     ));
-    let names: Vec<String> = config.outboxes.iter().map(|outbox| outbox.name.as_str().to_owned()).collect();
+    let names = config.outbox_names();
     let findings = standing::look(&mut session, &names).await?;
     lines.extend(findings.iter().map(finding));
     if findings.iter().any(|finding| finding.severity == Severity::Refuse) {

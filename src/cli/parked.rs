@@ -210,7 +210,7 @@ async fn find(config: &Config, chosen: &Chosen, most: i64) -> anyhow::Result<Vec
 
 /// The outboxes of the configuration, or the one that was named.
 fn names(config: &Config, named: Option<&str>) -> anyhow::Result<Vec<String>> {
-    let all: Vec<String> = config.outboxes.iter().map(|outbox| outbox.name.as_str().to_owned()).collect();
+    let all = config.outbox_names();
     match named {
         None => Ok(all),
         Some(name) if all.iter().any(|known| known == name) => Ok(vec![name.to_owned()]),

@@ -101,6 +101,11 @@ fn read(text: &str, variables: &BTreeMap<String, String>) -> Result<(Config, ::c
 }
 
 impl Config {
+    /// The names of all outboxes, in the order of the file.
+    pub fn outbox_names(&self) -> Vec<String> {
+        self.outboxes.iter().map(|outbox| outbox.name.to_string()).collect()
+    }
+
     fn read(root: &mut Section<'_, '_>) -> Option<Self> {
         let postgres = Postgres::read(&mut root.table(&POSTGRES));
         let kafka = Kafka::read(&mut root.table(&KAFKA));

@@ -153,7 +153,7 @@ pub(super) const KEYS: &[Key] = &[WHEN, PUBLISH, TOPIC, TOPICS, KEY, HEADERS, TI
 pub const OWN_HEADERS: [&str; 6] = ["id", "type", "aggregate-type", "aggregate-id", "sequence", "previous-event-id"];
 
 /// The longest name that Kafka takes for a topic.
-pub const LONGEST_TOPIC: usize = 249;
+const LONGEST_TOPIC: usize = 249;
 
 impl Route {
     pub(super) fn read(section: &mut Section<'_, '_>) -> Option<Self> {
@@ -257,7 +257,7 @@ fn topic_pattern(text: &str) -> Result<Pattern, Fault> {
 }
 
 /// Whether Kafka takes all of these characters in the name of a topic.
-pub fn is_of_topic(text: &str) -> bool {
+fn is_of_topic(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
 }
 

@@ -15,7 +15,7 @@ use super::leadership::Terms;
 use super::pending::{later, pending};
 use super::reader;
 use super::saving::{Done, Errand, Finished, Ran, Saving, Urgency, Writer};
-use super::sending::{self, Closed, Remains, Sender};
+use super::sending::{self, Remains, Sender};
 use super::status::LaneState;
 use super::verdict::{self, Trouble};
 use crate::config::relay::Relay;
@@ -57,6 +57,15 @@ pub enum End {
     GraceOver,
     /// Something is wrong.
     Trouble(Trouble),
+}
+
+/// What a session has shown, beyond how it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Closed {
+    /// Events that it settled.
+    pub settled_events: u64,
+    /// Events among which those are that Kafka has refused: from the first that is not settled.
+    pub suspects: usize,
 }
 
 /// See the module.
@@ -358,8 +367,7 @@ impl<'l> Pump<'l> {
         };
         let desk = self.desk;
         let settled_events = self.settled_events;
-        let Remains { mut ledger, culprits, closed } = self.sender.close(patience).await;
-        let closed = Closed { settled_events, ..closed };
+        let Remains { mut ledger, culprits, suspects, found_culprits } = self.sender.close(patience).await;
         let open_events = ledger.open_events();
         let (writer, unsaved) = self.saving.end().await;
         let mut saved = !unsaved && !ledger.take_progress().moved;
@@ -387,11 +395,11 @@ impl<'l> Pump<'l> {
         }
         let end = match ended {
             _ if stopping && !settled && (open_events > 0 || !saved) => End::GraceOver,
-            Err(Trouble::Send(cause)) if closed.found_culprits => End::Trouble(Trouble::Found(cause)),
+            Err(Trouble::Send(cause)) if found_culprits => End::Trouble(Trouble::Found(cause)),
             Err(trouble) => End::Trouble(trouble),
             Ok(()) => End::Drained,
         };
-        (end, closed)
+        (end, Closed { settled_events, suspects })
     }
 }
 

@@ -87,8 +87,12 @@ pub struct Rebased {
     pub cursors: Vec<Moved>,
 }
 
-/// `c`, a cursor, does not settle `e`, an event.
-const UNSETTLED: &str = "not (pg_visible_in_snapshot(e.xid, c.s) or coalesce(e.id <= c.after and pg_visible_in_snapshot(e.xid, c.t), false))";
+/// The triple of `place` settles `e`, an event.
+fn settled(place: &str) -> String {
+    format!(
+        "(pg_visible_in_snapshot(e.xid, {place}.s) or coalesce(e.id <= {place}.after and pg_visible_in_snapshot(e.xid, {place}.t), false))"
+    )
+}
 
 // `$1` outboxes, `$2` the own transaction id, or null: the one that is next.
 const PARTS: &str = "
@@ -106,14 +110,15 @@ const PARTS: &str = "
 
 /// The event `e` needs a new transaction id. `$3` all.
 fn restamped() -> String {
+    let settled = settled("c");
     format!(
         "($3 or exists (
             select from c where c.chosen and (
-              {UNSETTLED}
+              not {settled}
               or c.strange and e.xid::text::bigint  -- written here: between the birth of the table and its own row's transaction
                  between born.x and own.x - ((own.x - e.xmin::text::bigint) & 4294967295)))
           or e.xid::text::bigint >= own.x  -- came with a copy, and would be hidden until that id comes
-             and (not exists (select from c) or exists (select from c where {UNSETTLED})))"
+             and (not exists (select from c) or exists (select from c where not {settled})))"
     )
 }
 
@@ -122,11 +127,12 @@ fn count() -> String {
         "with {PARTS}
     select c.outbox, c.lane, c.chosen, count(*) filter (where a.again) as restamped,
            count(*) filter (where not a.again and e.xid::text::bigint >= own.x) as aged,
-           count(*) filter (where a.again and not ({UNSETTLED})) as again
+           count(*) filter (where a.again and {}) as again
       from own cross join born cross join outbox.events e
      cross join lateral (select {} as again) a
       left join c on true
      group by 1, 2, 3 order by 3 desc, 1, 2",
+        settled("c"),
         restamped()
     )
 }
@@ -398,7 +404,9 @@ pub struct Weighed {
 }
 
 // One statement is one snapshot: what is committed after it is neither counted nor passed by a cursor that is set to it.
-const WEIGH: &str = "
+fn weighing() -> String {
+    format!(
+        "
     with now as materialized (select pg_current_snapshot() as s),
          n as materialized (select coalesce($3::text::pg_snapshot, now.s) as s, $4::text::pg_snapshot as t, $5::bigint as after from now),
          c as materialized (select * from outbox.cursors where outbox = $1 and lane = $2)
@@ -411,8 +419,11 @@ const WEIGH: &str = "
      cross join lateral (
        select count(*) filter (where x.was and not x.becomes) as again, count(*) filter (where not x.was and x.becomes) as left_out
          from outbox.events e cross join lateral (
-           select pg_visible_in_snapshot(e.xid, c.s) or coalesce(e.id <= c.after and pg_visible_in_snapshot(e.xid, c.t), false) as was,
-                  pg_visible_in_snapshot(e.xid, n.s) or coalesce(e.id <= n.after and pg_visible_in_snapshot(e.xid, n.t), false) as becomes) x) w";
+           select {} as was, {} as becomes) x) w",
+        settled("c"),
+        settled("n")
+    )
+}
 
 /// Counts what setting the cursor would mean; `None` for the present. Changes nothing. As long as a look at every event takes.
 ///
@@ -425,7 +436,7 @@ pub async fn weigh(
     to: Option<&Cursor>,
 ) -> Result<Option<Weighed>, RebaseError> {
     let doing = "counting events";
-    let row = sqlx::query(WEIGH)
+    let row = sqlx::query(AssertSqlSafe(weighing())) // composed of constants only
         .bind(outbox)
         .bind(lane.get())
         .bind(to.map(|to| to.s().to_string()))

@@ -8,7 +8,7 @@ use std::process::Command;
 use tokio::net::TcpListener;
 use toml::Table;
 
-use crate::delivery::{arrive, numbers, values, write_numbers};
+use crate::delivery::{arrive, numbers, stop, values, write_numbers};
 use crate::support::acl::{Operation, allow, sasl};
 use crate::support::eventually::{PATIENCE, eventually};
 use crate::support::kafka::Kafka;
@@ -18,11 +18,6 @@ use crate::support::relay::{Relay, outboxd};
 use crate::support::said::{counted, entered, said_once, says};
 use crate::support::server;
 use crate::support::servers::Servers;
-
-pub(crate) async fn stop(relay: &mut Relay) {
-    relay.terminate().await;
-    assert_eq!(relay.exit_code().await, Some(0), "SIGTERM");
-}
 
 /// A database with three events, and a topic for them.
 pub(crate) async fn given(test: &str) -> (Database, Kafka, String) {

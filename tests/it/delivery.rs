@@ -76,7 +76,8 @@ async fn settled(database: &Database) {
     .await;
 }
 
-async fn stop(relay: &mut Relay) {
+/// Ends a relay as an operator does, with nothing left to settle.
+pub(crate) async fn stop(relay: &mut Relay) {
     relay.terminate().await;
     assert_eq!(relay.exit_code().await, Some(0), "SIGTERM");
 }

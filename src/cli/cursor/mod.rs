@@ -68,16 +68,16 @@ impl Which {
     fn names(&self, config: &Config) -> Vec<String> {
         match &self.outbox {
             Some(name) => vec![name.to_string()],
-            None => config.outboxes.iter().map(|outbox| outbox.name.to_string()).collect(),
+            None => config.outbox_names(),
         }
     }
 }
 
 /// A name that neither the configuration nor a cursor has is a slip of the pen.
 fn known(config: &Config, name: &str, saved: &[String]) -> anyhow::Result<()> {
-    let mut names: Vec<&str> = config.outboxes.iter().map(|outbox| outbox.name.as_str()).collect();
-    names.extend(saved.iter().map(String::as_str).filter(|saved| !names.contains(saved)).collect::<Vec<_>>());
-    if names.contains(&name) {
+    let mut names = config.outbox_names();
+    names.extend(saved.iter().filter(|saved| !names.contains(saved)).cloned().collect::<Vec<_>>());
+    if names.iter().any(|known| known == name) {
         return Ok(());
     }
     let message = format!("--outbox: expected one of {}, found {name}", names.join(", "));
@@ -125,9 +125,4 @@ fn refused(refusal: &Refusal) -> anyhow::Error {
 fn words(refusal: &Refusal) -> String {
     let hint = refusal.hint.as_ref().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
     format!("{refusal}{hint}")
-}
-
-/// A count of events, in words.
-fn events(count: i64) -> String {
-    if count == 1 { "1 event".to_owned() } else { format!("{count} events") }
 }

@@ -1,8 +1,8 @@
 //! `outboxd cursor rebase`: counts, asks, does it in one transaction, and says what it did.
 
-use super::super::output::{self, Format};
+use super::super::output::{self, Format, counted};
 use super::super::{Ends, Exit, migrate};
-use super::{Consent, Which, declined, events, known, refused, words};
+use super::{Consent, Which, declined, known, refused, words};
 use crate::config::Config;
 use crate::config::secret::Secret;
 use crate::db::{self, DbErrorKind, Purpose, Session};
@@ -92,22 +92,28 @@ fn text(plan: &Plan, verdicts: &[Verdict]) -> String {
     for (outbox, verdict) in verdicts {
         row("outbox", format!("{outbox}: {verdict}"));
     }
-    row("to be published", events(plan.restamped_events));
+    row("to be published", counted(plan.restamped_events, "event"));
     for effect in plan.effects.iter().filter(|effect| effect.again_events > 0) {
         let Effect { outbox, again_events: again, .. } = effect;
         if effect.chosen {
             row(
                 "of them",
-                format!("{} look settled to {outbox}: sent already, or written here unnoticed", events(*again)),
+                format!(
+                    "{} look settled to {outbox}: sent already, or written here unnoticed",
+                    counted(*again, "event")
+                ),
             );
         } else {
-            row("other outbox", format!("{outbox} will read {} again that it has settled", events(*again)));
+            row("other outbox", format!("{outbox} will read {} again that it has settled", counted(*again, "event")));
         }
     }
     if plan.aged_events > 0 {
         row(
             "stay settled",
-            format!("{} with transaction ids from elsewhere, which are made harmless", events(plan.aged_events)),
+            format!(
+                "{} with transaction ids from elsewhere, which are made harmless",
+                counted(plan.aged_events, "event")
+            ),
         );
     }
     if let Some(refusal) = &plan.refusal {
@@ -149,16 +155,16 @@ fn report(done: &Rebased, wanted: &Rebase) -> String {
     if lines.is_empty() {
         lines.push("no cursor to rebase: the relay makes it at its first start".to_owned());
     }
-    lines.push(format!("{} stamped anew, {} made harmless", counted(done.restamped_events), counted(done.aged_events)));
+    lines.push(format!(
+        "{} stamped anew, {} made harmless",
+        counted(done.restamped_events, "event"),
+        counted(done.aged_events, "event")
+    ));
     if wanted.kafka {
         lines.push("the Kafka cluster is forgotten: the next one that the relay reaches is taken".to_owned());
     }
     lines.push("a relay that waits goes on by itself; otherwise: outboxd run".to_owned());
     lines.join("\n")
-}
-
-fn counted(count: u64) -> String {
-    events(i64::try_from(count).unwrap_or(i64::MAX))
 }
 
 fn ends(error: RebaseError) -> anyhow::Error {

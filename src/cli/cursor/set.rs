@@ -1,8 +1,8 @@
 //! `outboxd cursor set`: counts what it would mean, asks, and says how to undo it.
 
-use super::super::output::{self, Format};
+use super::super::output::{self, Format, counted};
 use super::super::{Ends, Exit, migrate};
-use super::{Consent, Which, declined, events, known, refused};
+use super::{Consent, Which, declined, known, refused};
 use crate::config::Config;
 use crate::config::outbox::OutboxName;
 use crate::db::{self, Purpose};
@@ -128,20 +128,20 @@ fn meaning(name: &str, weighed: &Weighed) -> String {
         ("outbox".to_owned(), name.to_owned()),
         ("from".to_owned(), weighed.from.clone()),
         ("to".to_owned(), weighed.to.clone()),
-        ("sent again".to_owned(), events(weighed.again_events)),
-        ("left out".to_owned(), events(weighed.left_out_events)),
+        ("sent again".to_owned(), counted(weighed.again_events, "event")),
+        ("left out".to_owned(), counted(weighed.left_out_events, "event")),
     ])
 }
 
 fn question(weighed: &Weighed) -> String {
     match (weighed.again_events, weighed.left_out_events) {
-        (again, 0) => format!("send {} again", events(again)),
-        (0, left_out) => format!("leave out {}, which then are published by nobody", events(left_out)),
+        (again, 0) => format!("send {} again", counted(again, "event")),
+        (0, left_out) => format!("leave out {}, which then are published by nobody", counted(left_out, "event")),
         (again, left_out) => {
             format!(
                 "send {} again and leave out {}, which then are published by nobody",
-                events(again),
-                events(left_out)
+                counted(again, "event"),
+                counted(left_out, "event")
             )
         }
     }

@@ -1,8 +1,8 @@
 //! `outboxd cursor show`. Needs no more than the relay's own rights.
 
-use super::super::output::{self, Format};
+use super::super::output::{self, Format, counted};
 use super::super::{Ends, Exit, migrate};
-use super::{Which, events, known, words};
+use super::{Which, known, words};
 use crate::config::Config;
 use crate::db::{self, Purpose, Session};
 use crate::outbox::lane::LaneId;
@@ -218,7 +218,7 @@ fn waiting(shown: &Shown) -> String {
     match (shown.backlog_events, shown.backlog_seconds) {
         (Some(count), Some(seconds)) if count >= CAP => format!("{CAP} events or more, the oldest {seconds:.1} s old"),
         (Some(0), _) => "nothing waits".to_owned(),
-        (Some(count), Some(seconds)) => format!("{}, the oldest {seconds:.1} s old", events(count)),
+        (Some(count), Some(seconds)) => format!("{}, the oldest {seconds:.1} s old", counted(count, "event")),
         _ => "not known: the cursor does not fit this database".to_owned(),
     }
 }

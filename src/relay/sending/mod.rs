@@ -7,7 +7,7 @@ mod aside;
 mod settling;
 
 pub use aside::{Standing, parked};
-pub use settling::{Closed, Remains};
+pub use settling::Remains;
 
 use super::culprits::Culprits;
 use super::desk::Desk;

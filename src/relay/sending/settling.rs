@@ -15,15 +15,6 @@ pub struct Remains<'l> {
     pub ledger: Ledger,
     /// Those known by now.
     pub culprits: &'l mut Culprits,
-    /// What the end has shown.
-    pub closed: Closed,
-}
-
-/// What the end of a producer has shown.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Closed {
-    /// Events settled by the session.
-    pub settled_events: u64,
     /// Events among which those are that Kafka has refused: from the first that is not settled.
     pub suspects: usize,
     /// It is known which of them Kafka has refused.
@@ -142,6 +133,6 @@ impl<'l> Sender<'l> {
         let places = failures.iter().filter(is_suspect).filter_map(|failure| ledger.place(failure.token));
         let suspects = places.max().map_or(ledger.open_events(), |last| last.saturating_add(1));
         ledger.advance();
-        Remains { ledger, culprits, closed: Closed { settled_events: 0, suspects, found_culprits } }
+        Remains { ledger, culprits, suspects, found_culprits }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::scene::is;
 use crate::support::checker::Checker;
 use crate::support::eventually::{PATIENCE, eventually};
 use crate::support::kafka::Kafka;
@@ -10,16 +11,6 @@ use crate::support::relay::Relay;
 use crate::support::seed;
 use crate::support::servers::Servers;
 use crate::support::writer::{LOCKED, NUMBERED, Plan, Storm};
-
-/// Waits until `/status` of the first lane says so.
-async fn state(relay: &Relay, wanted: &str) {
-    eventually(&format!("the lane is {wanted}"), PATIENCE, async || {
-        let status = relay.status().await.map_err(|error| format!("{error:#}"))?;
-        let lane = &status["lanes"][0];
-        if lane["state"] == wanted { Ok(()) } else { Err(lane.to_string()) }
-    })
-    .await;
-}
 
 async fn a_server_goes_away(name: &str, server: &str, verb: &str) {
     let seed = seed();
@@ -41,7 +32,7 @@ async fn a_server_goes_away(name: &str, server: &str, verb: &str) {
     let storm = Storm::start(&database, plan).await;
     storm.has_committed(300).await;
     servers.does(verb, server).await;
-    state(&relay, "waiting").await;
+    is(&relay, "waiting").await;
     let why = relay.get("/readyz").await.unwrap();
     assert_eq!(why.status, 503, "{why:?}");
     assert_eq!(relay.get("/livez").await.unwrap().status, 200, "a server that is away is no reason to be restarted");

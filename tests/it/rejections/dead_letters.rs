@@ -1,8 +1,7 @@
 //! `dead_letter`: the event goes to another topic with the reason in headers, and its stream goes on without it.
 
 use super::are_parked;
-use crate::bad_input::stop;
-use crate::delivery::{arrive, metric, outboxes, values, write};
+use crate::delivery::{arrive, metric, outboxes, stop, values, write};
 use crate::support::kafka::Kafka;
 use crate::support::postgres::{Database, Role};
 use crate::support::relay::Relay;

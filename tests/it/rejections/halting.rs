@@ -1,8 +1,8 @@
 //! `halt`: the lane stands at the event, says why, tries again, and goes on when the cause is gone.
 
 use super::{configure, first_appearances, unknowing};
-use crate::bad_input::{given, stop};
-use crate::delivery::{arrive, numbers, outboxes, values, write, write_numbers};
+use crate::bad_input::given;
+use crate::delivery::{arrive, numbers, outboxes, stop, values, write, write_numbers};
 use crate::support::eventually::{PATIENCE, eventually};
 use crate::support::kafka::Kafka;
 use crate::support::postgres::{Database, Role, say};

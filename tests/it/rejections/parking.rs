@@ -1,8 +1,7 @@
 //! `park`: the event and the later ones of its stream wait where an operator can see them; other streams flow.
 
 use super::{are_parked, configure, decides, first_appearances, parked, unknowing};
-use crate::bad_input::stop;
-use crate::delivery::{arrive, metric, numbers, outboxes, values, write};
+use crate::delivery::{arrive, metric, numbers, outboxes, stop, values, write};
 use crate::support::checker::{Checker, check};
 use crate::support::eventually::{PATIENCE, eventually};
 use crate::support::kafka::Kafka;

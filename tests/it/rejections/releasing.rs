@@ -7,8 +7,8 @@ use rand::{Rng as _, SeedableRng as _};
 use tokio::time::sleep;
 
 use super::{are_parked, configure, decides, parked};
-use crate::bad_input::{given, stop};
-use crate::delivery::{arrive, numbers, values, write, write_numbers};
+use crate::bad_input::given;
+use crate::delivery::{arrive, numbers, stop, values, write, write_numbers};
 use crate::support::checker::Checker;
 use crate::support::eventually::{PATIENCE, eventually};
 use crate::support::kafka::Kafka;
