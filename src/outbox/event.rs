@@ -18,6 +18,12 @@ impl EventId {
     pub fn new(uuid: Uuid) -> Self {
         Self(uuid)
     }
+
+    /// As text; several times faster than by way of `Display`.
+    pub fn text(self) -> String {
+        let mut buffer = Uuid::encode_buffer();
+        self.0.hyphenated().encode_lower(&mut buffer).to_owned()
+    }
 }
 
 impl fmt::Display for EventId {

@@ -6,32 +6,51 @@
 //! with it later events of the same stream. So the first record of a producer in each partition travels alone.
 
 use crate::sink::Token;
-use std::collections::HashMap;
+use crate::sink::kafka::options::Haste;
+use crate::sink::kafka::partition;
+use crate::sink::kafka::topics::Topic;
 
 /// See the module. Of one producer.
 #[derive(Debug, Default)]
 pub struct Warmth {
-    /// By topic, for each partition: whether a record of this producer is stored there.
-    topics: HashMap<String, Vec<bool>>,
+    /// By the topic's slot.
+    topics: Vec<Partitions>,
     /// First records that are under way.
-    first: Vec<(Token, String, usize)>,
+    first: Vec<(Token, Landing)>,
+}
+
+/// Of which partitions a record of this producer is stored.
+#[derive(Debug, Default)]
+struct Partitions {
+    warm: Vec<bool>,
+    count: usize,
+}
+
+/// A partition in which a record lands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Landing {
+    slot: usize,
+    partition: usize,
 }
 
 impl Warmth {
-    /// Whether any first record is under way.
-    pub fn is_waiting(&self) -> bool {
-        !self.first.is_empty()
+    /// Where a record lands, if that matters: not where all partitions are known, nor where it is left to chance.
+    pub fn landing(&self, topic: &Topic, key: Option<&str>) -> Option<Landing> {
+        let is_warm = self.topics.get(topic.slot).is_some_and(|partitions| partitions.count >= topic.partitions);
+        let key = key.filter(|_| !is_warm)?;
+        Some(Landing { slot: topic.slot, partition: partition::of_key(key.as_bytes(), topic.partitions) })
     }
 
     /// Whether a record may be sent to a partition, as far as this rule goes.
-    pub fn allows(&self, topic: &str, partition: usize) -> bool {
-        self.first.iter().all(|(_, other, place)| other != topic || *place != partition)
+    pub fn allows(&self, landing: Landing) -> bool {
+        self.first.iter().all(|(_, other)| *other != landing)
     }
 
     /// Notes that a record is sent to a partition.
-    pub fn sent(&mut self, token: Token, topic: &str, partition: usize) {
-        if !self.topics.get(topic).and_then(|warm| warm.get(partition)).is_some_and(|is_warm| *is_warm) {
-            self.first.push((token, topic.to_owned(), partition));
+    pub fn sent(&mut self, token: Token, landing: Landing) {
+        let warm = self.topics.get(landing.slot).and_then(|partitions| partitions.warm.get(landing.partition));
+        if !warm.is_some_and(|is_warm| *is_warm) {
+            self.first.push((token, landing));
         }
     }
 
@@ -40,14 +59,36 @@ impl Warmth {
         if self.first.is_empty() {
             return;
         }
-        for (_, topic, partition) in self.first.extract_if(.., |(first, ..)| *first == token) {
-            let warm = self.topics.entry(topic).or_default();
-            if warm.len() <= partition {
-                warm.resize(partition.saturating_add(1), false);
+        for (_, Landing { slot, partition }) in self.first.extract_if(.., |(first, _)| *first == token) {
+            if self.topics.len() <= slot {
+                self.topics.resize_with(slot.saturating_add(1), Partitions::default);
             }
-            if let Some(is_warm) = warm.get_mut(partition) {
-                *is_warm = true;
+            let Some(partitions) = self.topics.get_mut(slot) else { continue };
+            if partitions.warm.len() <= partition {
+                partitions.warm.resize(partition.saturating_add(1), false);
             }
+            if let Some(is_warm) = partitions.warm.get_mut(partition)
+                && !std::mem::replace(is_warm, true)
+            {
+                partitions.count = partitions.count.saturating_add(1);
+            }
+        }
+    }
+}
+
+/// Of the producers of a lane.
+#[derive(Debug, Default)]
+pub struct Warmths {
+    soon: Warmth,
+    bulk: Warmth,
+}
+
+impl Warmths {
+    /// That of one of them.
+    pub fn of(&mut self, haste: Haste) -> &mut Warmth {
+        match haste {
+            Haste::Soon => &mut self.soon,
+            Haste::Bulk => &mut self.bulk,
         }
     }
 }
@@ -57,17 +98,33 @@ mod tests {
     use super::*;
     use crate::sink::Generation;
 
+    fn topic(slot: usize) -> Topic {
+        Topic { slot, partitions: 2, ..Topic::unlimited() }
+    }
+
+    /// A key in each of two partitions.
+    const KEYS: [&str; 2] = ["21", "a-little-bit-longer-string"];
+
     #[test]
     fn the_first_record_in_each_partition_travels_alone() {
         let token = |index| Token::new(Generation::FIRST, index);
         let mut warmth = Warmth::default();
-        assert!(warmth.allows("a", 1));
-        warmth.sent(token(1), "a", 1);
-        assert!(!warmth.allows("a", 1) && warmth.allows("a", 0) && warmth.allows("b", 1));
-        warmth.sent(token(2), "a", 0);
+        let lands = |warmth: &Warmth, slot, key| warmth.landing(&topic(slot), Some(key));
+        let [a0, a1] = KEYS.map(|key| lands(&warmth, 0, key).unwrap());
+        let b1 = lands(&warmth, 1, KEYS[1]).unwrap();
+        assert_ne!(a0, a1);
+        assert_eq!(warmth.landing(&topic(0), None), None);
+        assert!(warmth.allows(a1));
+        warmth.sent(token(1), a1);
+        assert!(!warmth.allows(a1) && warmth.allows(a0) && warmth.allows(b1));
+        warmth.sent(token(2), a0);
         warmth.stored(token(1));
-        assert!(warmth.allows("a", 1) && !warmth.allows("a", 0));
-        warmth.sent(token(3), "a", 1);
-        assert!(warmth.allows("a", 1), "it is known there");
+        assert!(warmth.allows(a1) && !warmth.allows(a0));
+        warmth.sent(token(3), a1);
+        assert!(warmth.allows(a1), "it is known there");
+        assert!(lands(&warmth, 0, KEYS[0]).is_some());
+        warmth.stored(token(2));
+        assert_eq!(KEYS.map(|key| lands(&warmth, 0, key)), [None, None], "no need to know any more");
+        assert!(lands(&warmth, 1, KEYS[0]).is_some());
     }
 }

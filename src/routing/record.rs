@@ -79,7 +79,7 @@ pub fn dead_letter<'e>(event: &'e Event, topic: &'e str, outbox: &'e str, reject
 
 fn push_own<'e>(headers: &mut Headers<'e>, event: &'e Event) {
     let mut own = |name: &'static str, value: Cow<'e, str>| headers.push((Cow::Borrowed(name), Some(value)));
-    own("id", Cow::Owned(event.event_id.to_string()));
+    own("id", Cow::Owned(event.event_id.text()));
     own("type", Cow::Borrowed(&event.event_type));
     own("aggregate-type", Cow::Borrowed(&event.aggregate_type));
     own("aggregate-id", Cow::Borrowed(&event.aggregate_id));
@@ -87,7 +87,7 @@ fn push_own<'e>(headers: &mut Headers<'e>, event: &'e Event) {
         own("sequence", Cow::Owned(sequence.to_string()));
     }
     if let Some(previous) = event.previous_event_id {
-        own("previous-event-id", Cow::Owned(previous.to_string()));
+        own("previous-event-id", Cow::Owned(previous.text()));
     }
 }
 

@@ -28,7 +28,7 @@ fn piece<'e>(part: &'e Part, event: &'e Event, what: &'static str) -> Result<Cow
             Field::AggregateType => Cow::Borrowed(&event.aggregate_type),
             Field::AggregateId => Cow::Borrowed(&event.aggregate_id),
             Field::EventType => Cow::Borrowed(&event.event_type),
-            Field::EventId => Cow::Owned(event.event_id.to_string()),
+            Field::EventId => Cow::Owned(event.event_id.text()),
             Field::Sequence => Cow::Owned(event.sequence.ok_or_else(|| unfilled(what, "sequence"))?.to_string()),
             Field::Header(name) => {
                 Cow::Owned(header_text(event, name)?.ok_or_else(|| unfilled(what, &format!("headers.{name}")))?)

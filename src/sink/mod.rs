@@ -36,17 +36,17 @@ impl Token {
     }
 }
 
-/// What the producer has to say, in any order.
+/// What the producer has to say, in any order. Small: one comes for each record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
     /// The record is in the topic, on all in-sync replicas.
     Delivered(Token),
     /// The record is not, or nobody knows.
-    Failed(Failure),
+    Failed(Box<Failure>),
     /// The producer as a whole has failed; no record can be sent with it any more.
-    Broken(SendError),
+    Broken(Box<SendError>),
     /// No broker answers. Records wait; this is no failure of any of them.
-    Away(SendError),
+    Away(Box<SendError>),
 }
 
 /// A record that did not get into its topic, as far as is known.

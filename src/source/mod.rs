@@ -24,6 +24,11 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Whether it is a window by itself: events that come as they are written, and no backlog.
+    pub fn is_small_window(&self) -> bool {
+        matches!((&self.from, &self.to), (Cursor::Closed { .. }, Cursor::Closed { .. }))
+    }
+
     /// The end mark: the position that holds when all events of a window are settled, if the batch ends one.
     pub fn end_mark(&self) -> Option<&Cursor> {
         matches!(self.to, Cursor::Closed { .. }).then_some(&self.to)

@@ -144,7 +144,7 @@ pub async fn fetch(
         let mut rows = statement.fetch(&mut writer.connection);
         while let Some(row) = rows.try_next().await? {
             let released = row.try_get("released")?;
-            let Some(event) = event::event(&row, EVENT_AT)? else { continue };
+            let event = event::event(&event::columns(&row, EVENT_AT)?)?;
             bytes = bytes.saturating_add(event.size_bytes());
             found.push(Fetched { event, released });
             if bytes > budget_bytes {

@@ -4,8 +4,10 @@ use std::fmt::Write as _;
 
 use outboxd::config::secret::Secret;
 use outboxd::db::{Purpose, Session};
+use outboxd::outbox::event::RowId;
+use outboxd::outbox::snapshot::Snapshot;
 use outboxd::source::poll::backlog::BACKLOG;
-use outboxd::source::poll::window::{BEYOND, Cut, UPTO, first, page};
+use outboxd::source::poll::window::{BEYOND, Cut, Page, UPTO, first, page};
 use sqlx::postgres::PgArguments;
 use sqlx::query::QueryScalar;
 use sqlx::{AssertSqlSafe, Postgres};
@@ -13,7 +15,7 @@ use sqlx::{AssertSqlSafe, Postgres};
 use crate::support::postgres::{Database, Role, say};
 
 const DELIVERED: i64 = 300_000;
-const BUDGET: i64 = 8 << 20;
+const BUDGET: usize = 8 << 20;
 
 /// How the delivered rows came to be, and what the planner knows of them.
 #[derive(Clone, Copy, Debug)]
@@ -121,13 +123,13 @@ async fn check(shape: Shape, name: &str) {
 
     // idle: nothing is new
     for cut in [Cut::Never, Cut::AtBytes] {
-        let done = run(&mut reader, opened(cut, &s, 1_000)).await;
+        let done = opened(&mut reader, cut, &s, 1_000).await;
         faults += &done.faults(&format!("{shape:?}, idle first, {cut:?}"), &[IDS, ROWS], &SCANS, 10);
     }
     // a small window behind all that was delivered
     insert(&database, 5).await;
     for cut in [Cut::Never, Cut::AtBytes] {
-        let done = run(&mut reader, opened(cut, &s, 10_000)).await;
+        let done = opened(&mut reader, cut, &s, 10_000).await;
         faults += &done.faults(&format!("{shape:?}, small first, {cut:?}"), &[IDS, ROWS], &SCANS, 60);
     }
     // pages of a large window, at its start and near its end
@@ -139,7 +141,7 @@ async fn check(shape: Shape, name: &str) {
             let what = format!("{shape:?}, page of {n} behind {after}, {cut:?}");
             let done = run(&mut reader, paged(cut, after, &s, &t, n, DELIVERED + 50_005)).await;
             // two buffers a row at the most, were every row on a heap page of its own
-            let most = n.unsigned_abs() * 2 + 60;
+            let most = u64::try_from(n).unwrap() * 2 + 60;
             faults += &done.faults(&what, &[ROWS], &[&SCANS[..], &["Sort"]].concat(), most);
         }
     }
@@ -150,14 +152,20 @@ async fn check(shape: Shape, name: &str) {
     assert!(faults.is_empty(), "{faults}");
 }
 
-fn opened(cut: Cut, s: &str, n: i64) -> Explained {
-    let explained = explain(&first(cut)).bind(s.to_owned()).bind(n);
-    if cut == Cut::AtBytes { explained.bind(BUDGET) } else { explained }
+/// Runs the statement that opens a window as the reader does: prepared, planned without its arguments.
+async fn opened(reader: &mut Session, cut: Cut, s: &str, n: i64) -> Done {
+    let (types, budget) = if cut == Cut::AtBytes { (", bigint", format!(", {BUDGET}")) } else { ("", String::new()) };
+    say(&mut reader.connection, &format!("prepare opened (text, bigint{types}) as {}", first(cut))).await;
+    let done = run(reader, explain(&format!("execute opened ('{s}', {n}{budget})"))).await;
+    say(&mut reader.connection, "deallocate opened").await;
+    done
 }
 
-fn paged(cut: Cut, after: i64, s: &str, t: &str, n: i64, bound: i64) -> Explained {
-    let explained = explain(&page(cut)).bind(after).bind(s.to_owned()).bind(t.to_owned()).bind(n).bind(bound);
-    if cut == Cut::AtBytes { explained.bind(BUDGET) } else { explained }
+fn paged(cut: Cut, after: i64, s: &str, t: &str, n: usize, bound: i64) -> Explained {
+    let (s, t) = (Snapshot::parse(s).unwrap(), Snapshot::parse(t).unwrap());
+    let cut_bytes = (cut == Cut::AtBytes).then_some(BUDGET);
+    let (after, bound) = (RowId::new(after), RowId::new(bound));
+    explain(&page(&Page { after, bound, s: &s, t: &t, rows: n, cut_bytes }))
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use super::inquiry::Inquiry;
 use super::ledger::{Dispatch, Form, Ledger};
 use super::parking::Parked;
 use super::verdict::Trouble;
-use super::warmth::Warmth;
+use super::warmth::{Landing, Warmths};
 use crate::config::route::Policy;
 use crate::outbox::cursor::Cursor;
 use crate::outbox::event::{Event, EventKey};
@@ -25,8 +25,9 @@ use crate::outbox::snapshot::Snapshot;
 use crate::outbox::stream::Stream;
 use crate::routing::record::Record;
 use crate::routing::{Rejection, Router};
+use crate::sink::kafka::options::Haste;
 use crate::sink::kafka::topics::Topics;
-use crate::sink::kafka::{self, KafkaSink, partition};
+use crate::sink::kafka::{self, KafkaSink};
 use crate::sink::{Failure, Report, SendErrorKind, Sent, Token};
 use crate::source::Batch;
 use crate::telemetry::changes;
@@ -48,6 +49,7 @@ struct Current {
     events: std::vec::IntoIter<Event>,
     end_mark: Option<Cursor>,
     needs_wal: Option<Lsn>,
+    haste: Haste,
     /// The head's token and how many of its records are queued, when the queue was full in the middle of it.
     begun: Option<(Token, usize)>,
 }
@@ -107,7 +109,9 @@ pub struct Sender<'l> {
     failed_tries: u32,
     /// No more can be sent until reports come: librdkafka takes no more, or a first record has to travel alone.
     queue_full: bool,
-    warmth: Warmth,
+    warmth: Warmths,
+    /// Where the records land that were checked last.
+    landings: Vec<Option<Landing>>,
     /// No more can be parked until the next save.
     parking_full: bool,
     /// Sent once more, alone, although Kafka has refused it.
@@ -149,7 +153,8 @@ impl<'l> Sender<'l> {
             begun_again: None,
             failed_tries: 0,
             queue_full: false,
-            warmth: Warmth::default(),
+            warmth: Warmths::default(),
+            landings: Vec::new(),
             parking_full: false,
             probe: None,
             careful_left: careful_events,
@@ -174,9 +179,15 @@ impl<'l> Sender<'l> {
     /// Takes a batch, when there is none.
     pub fn take(&mut self, batch: Batch) {
         let end_mark = batch.end_mark().cloned();
+        let haste = match batch.is_small_window() {
+            true if batch.events.is_empty() => self.sink.haste(),
+            true => Haste::Soon,
+            false => Haste::Bulk,
+        };
         let Batch { from, window_end, events, needs_wal, .. } = batch;
         let needs_wal = needs_wal.filter(|_| !events.is_empty());
-        self.current = Some(Current { from, window_end, events: events.into_iter(), end_mark, needs_wal, begun: None });
+        let events = events.into_iter();
+        self.current = Some(Current { from, window_end, events, end_mark, needs_wal, haste, begun: None });
     }
 
     /// Up to where the WAL must be on disk before the batch may be sent.
@@ -202,7 +213,8 @@ impl<'l> Sender<'l> {
         self.current.as_ref().filter(|current| current.needs_wal.is_none() || flushed >= current.needs_wal).is_some_and(
             |current| {
                 let fits = |event: &Event| self.has_room(event);
-                current.begun.is_some() || current.events.as_slice().first().is_none_or(fits)
+                let switches = self.sink.should_switch(current.haste) && self.ledger.open_events() > 0;
+                current.begun.is_some() || !switches && current.events.as_slice().first().is_none_or(fits)
             },
         )
     }
@@ -260,6 +272,9 @@ impl<'l> Sender<'l> {
             }
             return Ok(false); // the batch is sent whole
         };
+        if current.begun.is_none() && self.sink.should_switch(current.haste) {
+            self.sink.switch(current.haste).map_err(Trouble::Send)?;
+        }
         let position = current.from.at(&current.window_end, event.id);
         let step = self.offer(event, Origin::Table(position), current.begun.take())?;
         match step {
@@ -311,7 +326,7 @@ impl<'l> Sender<'l> {
     }
 
     /// What to do with an event, as far as can be known before it is sent. Makes its records.
-    fn plan<'e>(&self, event: &'e Event, records: &mut Vec<Record<'e>>) -> Plan
+    fn plan<'e>(&mut self, event: &'e Event, records: &mut Vec<Record<'e>>) -> Plan
     where
         'l: 'e,
     {
@@ -327,7 +342,8 @@ impl<'l> Sender<'l> {
         }
     }
 
-    fn check(&self, records: &[Record<'_>]) -> Plan {
+    fn check(&mut self, records: &[Record<'_>]) -> Plan {
+        self.landings.clear();
         for record in records {
             let Some(topic) = self.inquiry.known(&record.topic) else {
                 return Plan::Learn(record.topic.clone().into_owned());
@@ -337,6 +353,8 @@ impl<'l> Sender<'l> {
                 let is_stale = topic.learnt_at.elapsed() > STALE;
                 return if is_stale { Plan::Learn(name) } else { Plan::Reject(rejection, Some(name)) };
             }
+            let landing = self.warmth.of(self.sink.haste()).landing(&topic, record.key.as_deref());
+            self.landings.push(landing);
         }
         Plan::Send
     }
@@ -355,7 +373,8 @@ impl<'l> Sender<'l> {
         begun: Option<(Token, usize)>,
     ) -> Result<Step, Trouble> {
         let key = event.key();
-        if begun.is_none() && !records.iter().all(|record| self.may_travel(record)) {
+        let warmth = self.warmth.of(self.sink.haste());
+        if begun.is_none() && !self.landings.iter().flatten().all(|landing| warmth.allows(*landing)) {
             self.queue_full = true;
             return Ok(Step::Wait);
         }
@@ -387,8 +406,8 @@ impl<'l> Sender<'l> {
         for (index, record) in records.iter().enumerate().skip(queued) {
             match self.sink.send(record, token) {
                 Ok(Sent::Queued) => {
-                    if let Some(place) = self.partition(record) {
-                        self.warmth.sent(token, &record.topic, place);
+                    if let Some(landing) = self.landings.get(index).copied().flatten() {
+                        self.warmth.of(self.sink.haste()).sent(token, landing);
                     }
                 }
                 Ok(Sent::Full) => return Ok(Step::Full(token, index)),
@@ -406,15 +425,5 @@ impl<'l> Sender<'l> {
         }
         self.ledger.advance(); // a parked event that a route now leaves out has no records
         Ok(Step::Done)
-    }
-
-    fn may_travel(&self, record: &Record<'_>) -> bool {
-        !self.warmth.is_waiting() || self.partition(record).is_none_or(|place| self.warmth.allows(&record.topic, place))
-    }
-
-    /// Where a record lands; `None` where that is left to chance.
-    fn partition(&self, record: &Record<'_>) -> Option<usize> {
-        let topic = self.inquiry.known(&record.topic)?;
-        record.key.as_ref().map(|key| partition::of_key(key.as_bytes(), topic.partitions))
     }
 }

@@ -54,17 +54,17 @@ impl<'l> Sender<'l> {
                 Report::Delivered(token) => {
                     delivered = delivered.saturating_add(1);
                     if self.ledger.settled(token) {
-                        self.warmth.stored(token);
+                        self.warmth.of(self.sink.haste()).stored(token);
                     }
                 }
                 Report::Failed(failure) => {
                     let first =
                         if failure.error.kind == SendErrorKind::NotMine { &mut consequence } else { &mut cause };
                     first.get_or_insert_with(|| failure.error.clone());
-                    self.failures.push(failure);
+                    self.failures.push(*failure);
                 }
-                Report::Broken(error) => drop(cause.get_or_insert(error)),
-                Report::Away(reason) => self.inquiry.gone(reason),
+                Report::Broken(error) => drop(cause.get_or_insert(*error)),
+                Report::Away(reason) => self.inquiry.gone(*reason),
             }
         }
         if delivered > 0 {
@@ -117,7 +117,7 @@ impl<'l> Sender<'l> {
         for report in sink.close(patience).await {
             match report {
                 Report::Delivered(token) => drop(ledger.settled(token)),
-                Report::Failed(failure) => failures.push(failure),
+                Report::Failed(failure) => failures.push(*failure),
                 Report::Broken(_) | Report::Away(_) => {}
             }
         }

@@ -1,4 +1,4 @@
-//! One producer of a lane: sends in the order of the calls, is purged, dropped and rebuilt. Never retries a record by itself.
+//! The producers of a lane's session: send in the order of the calls, are purged, dropped and rebuilt. Never retry a record by themselves.
 
 pub mod error;
 pub mod options;
@@ -10,7 +10,8 @@ use super::{Generation, Report, SendError, SendErrorKind, Sent, Token};
 use crate::config::kafka::Kafka;
 use crate::routing::Rejection;
 use crate::routing::record::Record;
-use options::Tuning;
+use options::{Haste, Tuning};
+use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, PurgeConfig, ThreadedProducer};
@@ -19,9 +20,13 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Sends records with one idempotent producer.
+/// Sends records with one idempotent producer at a time: one for events that come as they are written, one for a backlog.
 pub struct KafkaSink {
-    producer: ThreadedProducer<Context>,
+    config: Kafka,
+    soon: ThreadedProducer<Context>,
+    /// Made at the first backlog.
+    bulk: Option<ThreadedProducer<Context>>,
+    haste: Haste,
     reports: Arc<Reports>,
     tuning: Tuning,
     generation: Generation,
@@ -85,11 +90,8 @@ impl KafkaSink {
     /// A property that librdkafka does not take.
     pub fn new(config: &Kafka, tuning: Tuning, generation: Generation) -> Result<Self, SendError> {
         let reports = Arc::new(Reports::default());
-        let properties = options::producer(config, tuning);
-        let producer = properties
-            .create_with_context(Context::new(Arc::clone(&reports)))
-            .map_err(|failure| error::describe("kafka.properties", &failure))?;
-        Ok(Self { producer, reports, tuning, generation })
+        let soon = start(&options::producer(config, tuning), &reports)?;
+        Ok(Self { config: config.clone(), soon, bulk: None, haste: Haste::Soon, reports, tuning, generation })
     }
 
     /// Under which its tokens are made.
@@ -102,6 +104,32 @@ impl KafkaSink {
         self.tuning
     }
 
+    /// With which producer it sends.
+    pub fn haste(&self) -> Haste {
+        self.haste
+    }
+
+    /// Whether records of a batch should travel with another producer than those before.
+    pub fn should_switch(&self, haste: Haste) -> bool {
+        self.haste != haste && options::has_bulk(&self.config, self.tuning)
+    }
+
+    /// Sends with the other producer from now on. Nothing may be under way: the two know nothing of each other's order.
+    ///
+    /// # Errors
+    /// A property that librdkafka does not take.
+    pub fn switch(&mut self, haste: Haste) -> Result<(), SendError> {
+        if haste == Haste::Bulk && self.bulk.is_none() {
+            self.bulk = Some(start(&options::bulk_producer(&self.config, self.tuning), &self.reports)?);
+        }
+        self.haste = haste;
+        Ok(())
+    }
+
+    fn producer(&self) -> &ThreadedProducer<Context> {
+        self.bulk.as_ref().filter(|_| self.haste == Haste::Bulk).unwrap_or(&self.soon)
+    }
+
     /// Queues a record behind all that were queued before. The producer copies it.
     ///
     /// # Errors
@@ -112,7 +140,7 @@ impl KafkaSink {
         base.key = record.key.as_ref().map(|key| key.as_bytes());
         base.payload = record.value;
         base.timestamp = record.timestamp_ms;
-        match self.producer.send(base) {
+        match self.producer().send(base) {
             Ok(()) => Ok(Sent::Queued),
             Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => Ok(Sent::Full),
             Err((failure, _)) => Err(error::describe(&format!("topic {}", record.topic), &failure)),
@@ -132,21 +160,23 @@ impl KafkaSink {
     /// The cause behind an error that is only its consequence: what made the producer fatal, if something did.
     pub fn explain(&self, error: SendError) -> SendError {
         let consequence = matches!(error.kind, SendErrorKind::Fatal | SendErrorKind::NotMine);
-        let fatal = consequence.then(|| self.producer.client().fatal_error()).flatten();
+        let fatal = consequence.then(|| self.producer().client().fatal_error()).flatten();
         fatal.and_then(|(_, text)| error::describe_fatal(&text)).unwrap_or(error)
     }
 
     /// Ends the producer: takes what is queued back, waits up to `patience` for what is under way, and returns the last reports.
     pub async fn close(self, patience: Duration) -> Vec<Report> {
-        let Self { producer, reports, .. } = self;
+        let Self { soon, bulk, reports, .. } = self;
         let deadline = Instant::now().checked_add(patience);
         let joined = tokio::task::spawn_blocking(move || {
-            producer.purge(PurgeConfig::default().queue());
-            let rest = deadline.map_or(patience, |deadline| deadline.saturating_duration_since(Instant::now()));
-            if producer.flush(rest).is_err() {
-                producer.purge(PurgeConfig::default().queue().inflight());
+            for producer in std::iter::once(soon).chain(bulk) {
+                producer.purge(PurgeConfig::default().queue());
+                let rest = deadline.map_or(patience, |deadline| deadline.saturating_duration_since(Instant::now()));
+                if producer.flush(rest).is_err() {
+                    producer.purge(PurgeConfig::default().queue().inflight());
+                }
+                drop(producer); // joins its thread, which has then made every report
             }
-            drop(producer); // joins its thread, which has then made every report
         });
         if let Err(broken) = joined.await
             && let Ok(payload) = broken.try_into_panic()
@@ -157,6 +187,11 @@ impl KafkaSink {
         reports.take(&mut last);
         last
     }
+}
+
+fn start(properties: &ClientConfig, reports: &Arc<Reports>) -> Result<ThreadedProducer<Context>, SendError> {
+    let started = properties.create_with_context(Context::new(Arc::clone(reports)));
+    started.map_err(|failure| error::describe("kafka.properties", &failure))
 }
 
 fn headers(record: &Record<'_>) -> OwnedHeaders {

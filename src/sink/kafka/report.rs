@@ -48,12 +48,12 @@ struct Alarm<'r>(&'r Reports);
 impl Drop for Alarm<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.push(Report::Broken(SendError {
+            self.0.push(Report::Broken(Box::new(SendError {
                 kind: SendErrorKind::Fatal,
                 code: "panic".to_owned(),
                 what: "kafka: the thread of the producer ended by a panic".to_owned(),
                 hint: None,
-            }));
+            })));
         }
     }
 }
@@ -82,12 +82,12 @@ impl ProducerContext<NoCustomPartitioner> for Context {
             Err((KafkaError::MessageProduction(RDKafkaErrorCode::DuplicateSequenceNumber), _)) => {
                 Report::Delivered(token)
             } // stored by an earlier try
-            Err((failure, message)) => Report::Failed(Failure {
+            Err((failure, message)) => Report::Failed(Box::new(Failure {
                 token,
                 topic: message.topic().to_owned(),
                 partition: message.partition(),
                 error: error::describe(&format!("topic {}", message.topic()), failure),
-            }),
+            })),
         });
     }
 }
@@ -103,13 +103,13 @@ impl ClientContext for Context {
         let described = error::describe("kafka", &failure);
         match (described.kind, failure.rdkafka_error_code()) {
             (SendErrorKind::Fatal, _) => {
-                self.reports.push(Report::Broken(error::describe_fatal(reason).unwrap_or(described)));
+                self.reports.push(Report::Broken(Box::new(error::describe_fatal(reason).unwrap_or(described))));
             }
-            (SendErrorKind::Fenced, _) => self.reports.push(Report::Broken(described)),
+            (SendErrorKind::Fenced, _) => self.reports.push(Report::Broken(Box::new(described))),
             (_, Some(RDKafkaErrorCode::Resolve | RDKafkaErrorCode::SSL | RDKafkaErrorCode::Authentication)) => {
-                self.reports.push(Report::Away(described.because(reason)));
+                self.reports.push(Report::Away(Box::new(described.because(reason))));
             }
-            (_, Some(RDKafkaErrorCode::AllBrokersDown)) => self.reports.push(Report::Away(described)),
+            (_, Some(RDKafkaErrorCode::AllBrokersDown)) => self.reports.push(Report::Away(Box::new(described))),
             _ => tracing::debug!(code = described.code, reason, "librdkafka reports"),
         }
     }

@@ -31,6 +31,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// What is known of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Topic {
+    /// Which topic it is among those that are known, for lists beside them.
+    pub slot: usize,
     /// Its number of partitions.
     pub partitions: usize,
     /// Its `max.message.bytes`: the limit of a batch.
@@ -99,8 +101,9 @@ fn metadata(asker: &BaseProducer<Quiet>, about: &str, topic: Option<&str>) -> Re
 
 impl Topic {
     /// A topic that takes everything, learnt now.
-    fn unlimited() -> Self {
+    pub(crate) fn unlimited() -> Self {
         Self {
+            slot: 0,
             partitions: 0,
             limit_bytes: usize::MAX,
             is_compacted: false,
@@ -156,7 +159,8 @@ impl Topics {
             Err(missing) if is_missing(&missing) && self.create.is_some() => self.make(topic).await?,
             other => other?,
         };
-        let learnt = Topic { partitions, ..self.limits(topic).await? };
+        let slot = self.known.get(topic).map_or(self.known.len(), |known| known.slot);
+        let learnt = Topic { slot, partitions, ..self.limits(topic).await? };
         self.known.insert(topic.to_owned(), learnt);
         Ok(learnt)
     }

@@ -6,18 +6,20 @@ pub mod pace;
 pub mod window;
 
 use super::{Batch, SourceError};
+use crate::db::copy::Tuples;
+use crate::db::event::Columns;
 use crate::db::{self, DbError, Session, Witness};
 use crate::outbox::cursor::{Cursor, Extent};
 use crate::outbox::event::{Event, RowId};
 use crate::outbox::snapshot::Snapshot;
 use futures::TryStreamExt;
 use pace::PageSize;
-use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Connection, Postgres, Row};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use window::{Cut, Flags};
+use window::{Cut, Flags, Page};
 
 /// After an event larger than this the driver gives back the buffer that it came in.
 const LARGE_BYTES: usize = 1024 * 1024;
@@ -30,7 +32,6 @@ pub struct Poll {
     /// The last id of the open window, once it is known: it costs a look, and holds as long as `t` does.
     upto: Option<(Snapshot, RowId)>,
     first: [String; 2],
-    page: [String; 2],
     received: Arc<AtomicU64>,
 }
 
@@ -67,13 +68,11 @@ struct Answer {
 impl Poll {
     /// Reads on `session`, in pages that `size` bounds.
     pub fn new(session: Session, size: PageSize) -> Self {
-        let both = |statement: fn(Cut) -> String| [statement(Cut::Never), statement(Cut::AtBytes)];
         Self {
             session,
             size,
             upto: None,
-            first: both(window::first),
-            page: both(window::page),
+            first: [window::first(Cut::Never), window::first(Cut::AtBytes)],
             received: Arc::default(),
         }
     }
@@ -103,41 +102,80 @@ impl Poll {
 
     async fn open(&mut self, from: &Cursor, s: &Snapshot) -> Result<Batch, SourceError> {
         let (rows, cut) = (self.size.rows(), self.size.cut_bytes());
-        let statement = statement(&self.first, cut).bind(s.to_string()).bind(as_i64(rows));
-        let statement = bind_cut(statement, cut);
-        let mut answer = receive(&mut self.session, statement, &mut self.size, &self.received).await?;
-        let seen = answer.flags.seen.take().ok_or_else(no_answer)?.map_err(SourceError::Snapshot)?;
-        if !answer.flags.clean {
+        let [plain, cutting] = &self.first;
+        let statement = sqlx::query(AssertSqlSafe(if cut.is_some() { cutting } else { plain }.clone())) // composed of constants only
+            .bind(s.to_string())
+            .bind(as_i64(rows));
+        let statement = if let Some(bytes) = cut { statement.bind(as_i64(bytes)) } else { statement };
+        let mut answer = self.fetch(statement).await?;
+        let seen = answer.flags.seen().ok_or_else(no_answer)?.map_err(SourceError::Snapshot)?;
+        if answer.flags.was_writing() {
             return Err(SourceError::OwnTransaction);
         }
         if answer.events.len() > rows {
             answer.events.truncate(rows); // the one above tells that there is more
             answer.stopped_at = answer.events.last().map(|event| event.id);
         }
+        answer.may_be_cut(cut);
         let to = from.after_first(&seen, extent(answer.stopped_at));
-        Ok(batch(from, seen, answer, to))
+        batch(from, seen, answer, to)
     }
 
     async fn page(&mut self, from: &Cursor, s: &Snapshot, t: &Snapshot, after: RowId) -> Result<Batch, SourceError> {
         let upto = self.upto(t).await?;
         let bound = Cursor::page_bound(after, upto);
-        let (rows, cut) = (self.size.rows(), self.size.cut_bytes());
-        let statement = statement(&self.page, cut)
-            .bind(after.get())
-            .bind(s.to_string())
-            .bind(t.to_string())
-            .bind(as_i64(rows))
-            .bind(bound.get());
-        let mut answer = receive(&mut self.session, bind_cut(statement, cut), &mut self.size, &self.received).await?;
+        let (rows, cut_bytes) = (self.size.rows(), self.size.cut_bytes());
+        let mut answer = self.copy(&window::page(&Page { after, bound, s, t, rows, cut_bytes })).await?;
         if answer.events.len() >= rows {
             answer.stopped_at = answer.events.last().map(|event| event.id);
         }
+        answer.may_be_cut(cut_bytes);
         let behind = match answer.stopped_at {
             None if bound != upto => self.behind_gap(bound).await?,
             _ => bound,
         };
         let to = from.after_page(behind, upto, extent(answer.stopped_at));
-        Ok(batch(from, t.clone(), answer, to))
+        batch(from, t.clone(), answer, to)
+    }
+
+    /// Runs a prepared statement: the one that is run often, for few rows.
+    async fn fetch(&mut self, statement: Query<'_, Postgres, PgArguments>) -> Result<Answer, SourceError> {
+        let mut answer = Receiving::new(&self.session.server, &self.size, &self.received);
+        {
+            let mut rows = statement.fetch(&mut self.session.connection);
+            while let Some(row) = rows.try_next().await.map_err(reading)? {
+                answer.take(&db::event::columns(&row, 0).map_err(reading)?)?;
+            }
+        }
+        let received = answer.finish()?;
+        Ok(self.learn(received))
+    }
+
+    /// Runs a statement that returns many rows, by `copy`.
+    async fn copy(&mut self, statement: &str) -> Result<Answer, SourceError> {
+        let mut answer = Receiving::new(&self.session.server, &self.size, &self.received);
+        let mut tuples = Tuples::default();
+        {
+            let copy = format!("copy ({statement}) to stdout (format binary)");
+            let mut pieces = self.session.connection.copy_out_raw(&copy).await.map_err(reading)?;
+            while let Some(piece) = pieces.try_next().await.map_err(reading)? {
+                tuples.feed(&piece, |columns| answer.take(columns))?;
+            }
+        }
+        if !tuples.is_whole() {
+            return Err(no_answer());
+        }
+        let received = answer.finish()?;
+        Ok(self.learn(received))
+    }
+
+    fn learn(&mut self, received: Received) -> Answer {
+        let Received { answer, bytes, largest } = received;
+        if largest > LARGE_BYTES {
+            self.session.connection.shrink_buffers();
+        }
+        self.size.received(answer.events.len(), bytes, largest);
+        answer
     }
 
     async fn upto(&mut self, t: &Snapshot) -> Result<RowId, SourceError> {
@@ -171,73 +209,82 @@ impl Poll {
     }
 }
 
-fn statement([plain, cut]: &[String; 2], budget: Option<usize>) -> Query<'static, Postgres, PgArguments> {
-    let text = if budget.is_some() { cut } else { plain };
-    sqlx::query(AssertSqlSafe(text.clone())) // composed in window.rs of constants only
+/// What has come of an answer.
+struct Receiving<'p> {
+    server: &'p db::Server,
+    stop_bytes: usize,
+    count: &'p AtomicU64,
+    flags: Option<Flags>,
+    events: Vec<Event>,
+    stopped_at: Option<RowId>,
+    bytes: usize,
+    largest: usize,
 }
 
-fn bind_cut(statement: Query<'_, Postgres, PgArguments>, budget: Option<usize>) -> Query<'_, Postgres, PgArguments> {
-    match budget {
-        Some(bytes) => statement.bind(as_i64(bytes)),
-        None => statement,
+impl<'p> Receiving<'p> {
+    fn new(server: &'p db::Server, size: &PageSize, count: &'p AtomicU64) -> Self {
+        let stop_bytes = size.stop_bytes();
+        Self { server, stop_bytes, count, flags: None, events: Vec::new(), stopped_at: None, bytes: 0, largest: 0 }
+    }
+
+    fn take(&mut self, columns: &Columns<'_>) -> Result<(), SourceError> {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        if self.flags.is_none() {
+            // even an empty answer says which server gave it; another server's answer moves nothing
+            let flags = Flags::of(columns).map_err(reading)?;
+            flags.answered.by(self.server).map_err(SourceError::Db)?;
+            self.flags = Some(flags);
+            return Ok(());
+        }
+        if self.stopped_at.is_some() {
+            return Ok(()); // it has to be received, but not to be kept
+        }
+        let event = db::event::event(columns).map_err(reading)?;
+        if self.events.last().is_some_and(|last| !Cursor::is_behind(event.id, last.id)) {
+            return Err(SourceError::Disorder);
+        }
+        let weight = event.size_bytes();
+        (self.bytes, self.largest) = (self.bytes.saturating_add(weight), self.largest.max(weight));
+        self.stopped_at = (self.bytes > self.stop_bytes).then_some(event.id);
+        self.events.push(event);
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Received, SourceError> {
+        let Self { flags, events, stopped_at, bytes, largest, .. } = self;
+        Ok(Received { answer: Answer { flags: flags.ok_or_else(no_answer)?, events, stopped_at }, bytes, largest })
     }
 }
 
-async fn receive(
-    session: &mut Session,
-    statement: Query<'_, Postgres, PgArguments>,
-    size: &mut PageSize,
-    received: &AtomicU64,
-) -> Result<Answer, SourceError> {
-    let (mut bytes, mut largest, mut told) = (0_usize, 0_usize, None);
-    let mut events: Vec<Event> = Vec::new();
-    let mut stopped_at = None;
-    {
-        let mut rows = statement.fetch(&mut session.connection);
-        while let Some(row) = rows.try_next().await.map_err(reading)? {
-            received.fetch_add(1, Ordering::Relaxed);
-            if told.is_none() {
-                told = Some(flags(&row, &session.server)?);
-            }
-            let Some(event) = db::event::event(&row, window::EVENT_AT).map_err(reading)? else { continue };
-            if events.last().is_some_and(|last| !Cursor::is_behind(event.id, last.id)) {
-                return Err(SourceError::Disorder);
-            }
-            let weight = event.size_bytes();
-            (bytes, largest) = (bytes.saturating_add(weight), largest.max(weight));
-            stopped_at = (bytes > size.stop_bytes()).then_some(event.id);
-            events.push(event);
-            if stopped_at.is_some() {
-                break; // the driver discards the rest of the answer before its next statement
-            }
+/// A whole answer, and the sizes in it.
+struct Received {
+    answer: Answer,
+    bytes: usize,
+    largest: usize,
+}
+
+impl Answer {
+    /// An answer that the server may have cut counts as full, whatever is in it: another read costs less than to ask it for the difference.
+    fn may_be_cut(&mut self, budget: Option<usize>) {
+        if budget.is_some() {
+            self.stopped_at = self.stopped_at.or(self.events.last().map(|event| event.id));
         }
     }
-    if largest > LARGE_BYTES {
-        session.connection.shrink_buffers();
-    }
-    size.received(events.len(), bytes, largest);
-    let flags = told.ok_or_else(no_answer)?;
-    if flags.cut {
-        stopped_at = events.last().map(|event| event.id);
-    }
-    Ok(Answer { flags, events, stopped_at })
 }
 
-/// Even an empty answer says which server gave it; another server's answer moves nothing.
-fn flags(row: &PgRow, server: &db::Server) -> Result<Flags, SourceError> {
-    let flags = window::flags(row).map_err(reading)?;
-    flags.answered.by(server).map_err(SourceError::Db)?;
-    Ok(flags)
-}
-
-fn batch(from: &Cursor, window_end: Snapshot, answer: Answer, to: Cursor) -> Batch {
-    let on_disk = answer.flags.flushed >= answer.flags.needs_wal;
-    let needs_wal = if on_disk { None } else { answer.flags.needs_wal };
-    Batch { from: from.clone(), window_end, events: answer.events, to, needs_wal }
+fn batch(from: &Cursor, window_end: Snapshot, answer: Answer, to: Cursor) -> Result<Batch, SourceError> {
+    let needs_wal = answer.flags.needs_wal().map_err(reading)?;
+    Ok(Batch { from: from.clone(), window_end, events: answer.events, to, needs_wal })
 }
 
 fn extent(stopped_at: Option<RowId>) -> Extent {
     stopped_at.map_or(Extent::Whole, Extent::UpTo)
+}
+
+impl From<sqlx::Error> for SourceError {
+    fn from(error: sqlx::Error) -> Self {
+        reading(error)
+    }
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` gives")]

@@ -56,6 +56,9 @@ pub struct PageSize {
 /// Events whose size is not known yet are taken for this large: more than most are, so that the first page stays small.
 const FIRST_GUESS_BYTES: usize = 8 * 1024;
 
+/// An event above this share of the budget is large.
+const LARGE_SHARE: usize = 64;
+
 impl PageSize {
     /// A page of at most `most_rows` rows and about `budget_bytes` bytes.
     pub fn new(most_rows: usize, budget_bytes: usize) -> Self {
@@ -67,10 +70,10 @@ impl PageSize {
         (self.budget_bytes / self.average_bytes.max(1)).clamp(1, self.most_rows)
     }
 
-    /// The bytes above which the server should cut the page, if a page of large events could pass the budget.
+    /// The bytes above which the server should cut the page, if there are events so large that a few of them would pass the
+    /// budget. To weigh them it has to print every payload once more, so where events are small the reader alone stops.
     pub fn cut_bytes(&self) -> Option<usize> {
-        (self.rows().saturating_mul(self.largest_bytes) > self.budget_bytes.saturating_mul(2))
-            .then_some(self.budget_bytes)
+        (self.rows() > 1 && self.largest_bytes > self.budget_bytes / LARGE_SHARE).then_some(self.budget_bytes)
     }
 
     /// The bytes above which the reader itself stops taking rows: only the first meeting with large events gets here.

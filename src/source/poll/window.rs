@@ -10,27 +10,35 @@
 //! * Ids first, whole rows joined back by primary key: whole rows would be sorted on disk. Nothing is converted below the `limit`.
 //! * A page looks at a bounded range of ids: the last page of a window would filter everything newer.
 //! * No `order by` around the whole: it sorted complete rows, on disk where they are large. Nested loops, the only join that the
-//!   session allows, keep the order of the ids; the reader checks that each row comes behind the one before.
-//! * The flags come from one materialised row: as expressions of the select list they would be computed for every event.
+//!   session allows, keep the order of the ids, and `union all` takes its branches one after the other; the reader checks that the
+//!   flags come first and each row behind the one before.
+//! * The flags are a row of their own: as columns of every event they cost Postgres a quarter of its time in a drain.
 
 use crate::db::Answered;
-use crate::db::event::COLUMNS;
+use crate::db::event::{COLUMNS, Columns, jsonb};
+use crate::outbox::event::RowId;
 use crate::outbox::lsn::Lsn;
 use crate::outbox::snapshot::{Snapshot, SnapshotError};
+use serde::Deserialize;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
-// Which server answered; how far its WAL has come, taken in this statement and so after its snapshot.
-const FLAGS: &str = "
-    standby, pid, timeline, needs_wal, flushed";
+/// Which server answered; how far its WAL has come, taken in this statement and so after its snapshot.
+const FLAGS: &str = "'standby', pg_is_in_recovery(), 'pid', pg_backend_pid(),
+       'timeline', case when not pg_is_in_recovery() then substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end,
+       'needs_wal', case when not pg_is_in_recovery() then pg_current_wal_insert_lsn()::text end,
+       'flushed', case when not pg_is_in_recovery() then pg_current_wal_flush_lsn()::text end";
 
-const FLAGS_CTE: &str = "flags as materialized (
-      select pg_is_in_recovery() as standby, pg_backend_pid() as pid,
-             case when not pg_is_in_recovery() then substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end as timeline,
-             case when not pg_is_in_recovery() then pg_current_wal_insert_lsn()::text end as needs_wal,
-             case when not pg_is_in_recovery() then pg_current_wal_flush_lsn()::text end as flushed)";
+/// The first row of an answer is no event: it has no id, and the flags are its headers.
+fn flags_row(flags: &str) -> String {
+    format!(
+        "select null::bigint as id, null::timestamptz as created_at, null::bigint as sequence, null::uuid as event_id,
+       null::uuid as previous_event_id, null::text as aggregate_type, null::text as aggregate_id, null::text as event_type,
+       null::jsonb as payload, null::bytea as payload_bytes, jsonb_build_object({flags}) as headers"
+    )
+}
 
-/// Keeps rows while the bytes of those before them are within `$budget`, so always the first. `pg_column_size` would be the compressed size.
+/// What a row weighs. `pg_column_size` would be the compressed size.
 const WEIGHT: &str = "coalesce(octet_length(payload_bytes), octet_length(payload::text), 0)";
 
 /// Whether the server cuts an answer that would be too large for the memory budget.
@@ -42,11 +50,11 @@ pub enum Cut {
     AtBytes,
 }
 
-/// Opens a window. `$1` S, `$2` n, with [`Cut::AtBytes`] also `$3` bytes. Returns up to n + 1 events, or one row without an event.
+/// Opens a window. `$1` S, `$2` n, with [`Cut::AtBytes`] also `$3` bytes. Returns the flags and up to n + 1 events.
 pub fn first(cut: Cut) -> String {
-    let (rows, is_cut) = match cut {
-        Cut::Never => ("(w join outbox.events using (id))".to_owned(), "false as is_cut"),
-        Cut::AtBytes => (cut_window("$3"), "is_cut"),
+    let rows = match cut {
+        Cut::Never => "w join outbox.events using (id)".to_owned(),
+        Cut::AtBytes => cut_window("$3"),
     };
     format!(
         "with now as materialized (select pg_current_snapshot() as s),
@@ -59,25 +67,41 @@ pub fn first(cut: Cut) -> String {
           union all
          select r.id from late cross join lateral (
            select id from outbox.events where xid >= late.x and xid <= late.x offset 0) r offset 0) i
-        order by id limit $2::bigint + 1),
-     {FLAGS_CTE}
-select {FLAGS}, now.s::text as seen, pg_current_xact_id_if_assigned() is null as clean, {is_cut}, {COLUMNS}
-  from flags cross join now left join {rows} on true"
+        order by id limit $2::bigint + 1)
+{flags} from now
+union all
+select {COLUMNS} from {rows}",
+        flags = flags_row(&format!("{FLAGS}, 'seen', now.s::text, 'clean', pg_current_xact_id_if_assigned() is null"))
     )
 }
 
-/// Reads on in an open window. `$1` after, `$2` S, `$3` T, `$4` n, `$5` bound, with [`Cut::AtBytes`] also `$6` bytes.
-pub fn page(cut: Cut) -> String {
-    let rows = "(select * from outbox.events
-         where id > $1 and id <= $5 and pg_visible_in_snapshot(xid, $3::text::pg_snapshot) and not pg_visible_in_snapshot(xid, $2::text::pg_snapshot)
-         order by id limit $4::bigint) p";
-    let (rows, is_cut) = match cut {
-        Cut::Never => (rows.to_owned(), "false as is_cut"),
-        Cut::AtBytes => (cut_page(rows, "$6"), "is_cut"),
-    };
-    format!(
-        "with {FLAGS_CTE}\nselect {FLAGS}, null::text as seen, true as clean, {is_cut}, {COLUMNS}\n  from flags left join {rows} on true"
-    )
+/// The bounds of a page.
+#[derive(Clone, Copy, Debug)]
+pub struct Page<'s> {
+    /// Behind this id.
+    pub after: RowId,
+    /// Not beyond this one.
+    pub bound: RowId,
+    /// What is settled.
+    pub s: &'s Snapshot,
+    /// The end of the window.
+    pub t: &'s Snapshot,
+    /// At most so many rows.
+    pub rows: usize,
+    /// Up to about so many bytes, where the server has to cut.
+    pub cut_bytes: Option<usize>,
+}
+
+/// Reads on in an open window. The bounds are numbers, so they stand in the text: `copy` takes no arguments.
+pub fn page(page: &Page<'_>) -> String {
+    let Page { after, bound, s, t, rows, cut_bytes } = page;
+    let events = format!(
+        "(select * from outbox.events
+         where id > {after} and id <= {bound} and pg_visible_in_snapshot(xid, '{t}'::pg_snapshot) and not pg_visible_in_snapshot(xid, '{s}'::pg_snapshot)
+         order by id limit {rows}) p"
+    );
+    let events = cut_bytes.map_or_else(|| events.clone(), |bytes| cut_page(&events, &bytes.to_string()));
+    format!("{flags}\nunion all\nselect {COLUMNS} from {events}", flags = flags_row(FLAGS))
 }
 
 /// The window's ids are sorted once more with their weights: asked for complete rows in order, the planner, which may not sort,
@@ -85,7 +109,7 @@ pub fn page(cut: Cut) -> String {
 fn cut_window(budget: &str) -> String {
     let kept =
         kept(&format!("(select id, {WEIGHT} as weight from w join outbox.events using (id) offset 0) weighed"), budget);
-    format!("({kept} join outbox.events using (id))")
+    format!("{kept} join outbox.events using (id)")
 }
 
 /// The page comes in the order of the primary key; its rows are weighed as they pass.
@@ -93,10 +117,11 @@ fn cut_page(rows: &str, budget: &str) -> String {
     kept(&format!("(select *, {WEIGHT} as weight from {rows}) weighed"), budget)
 }
 
+/// Rows while the bytes of those before them are within the budget, so always the first.
 fn kept(weighed: &str, budget: &str) -> String {
     format!(
-        "(select * from (select *, sum(weight) over (order by id) - weight < {budget}::bigint as kept,
-                                 sum(weight) over () >= {budget}::bigint as is_cut from {weighed}) summed where kept) q"
+        "(select * from (select *, sum(weight) over (order by id) - weight < {budget}::bigint as kept from {weighed}) summed
+          where kept) q"
     )
 }
 
@@ -113,40 +138,48 @@ pub const BEYOND: &str = "
            case when not pg_is_in_recovery() then substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end as timeline";
 
 /// What a reading statement says beside its events.
-#[derive(Debug)]
+#[derive(Debug, Deserialize)]
 pub struct Flags {
     /// Which server answered.
+    #[serde(flatten)]
     pub answered: Answered,
-    /// The WAL's end after the snapshot was taken; `None` on a standby.
-    pub needs_wal: Option<Lsn>,
-    /// Up to where the WAL was on disk.
-    pub flushed: Option<Lsn>,
-    /// The statement's snapshot; `None` for a page.
-    pub seen: Option<Result<Snapshot, SnapshotError>>,
-    /// The statement's transaction had no id of its own.
-    pub clean: bool,
-    /// The server cut the answer at the budget.
-    pub cut: bool,
+    needs_wal: Option<String>,
+    flushed: Option<String>,
+    seen: Option<String>,
+    clean: Option<bool>,
 }
 
-/// Reads the flags, which are the same in every row of an answer.
-///
-/// # Errors
-/// A column is missing or of another type.
-pub fn flags(row: &PgRow) -> Result<Flags, sqlx::Error> {
-    let seen: Option<&str> = row.try_get("seen")?;
-    Ok(Flags {
-        answered: answered(row)?,
-        needs_wal: crate::db::lsn(row, "needs_wal")?,
-        flushed: crate::db::lsn(row, "flushed")?,
-        seen: seen.map(Snapshot::parse),
-        clean: row.try_get("clean")?,
-        cut: row.try_get::<Option<bool>, _>("is_cut")?.unwrap_or(false),
-    })
-}
+impl Flags {
+    /// Reads the first row of an answer.
+    ///
+    /// # Errors
+    /// It does not hold them.
+    pub fn of(columns: &Columns<'_>) -> Result<Self, sqlx::Error> {
+        let (None, Some(json)) = (columns[0], columns[10]) else { return Err(sqlx::Error::RowNotFound) };
+        serde_json::from_slice(jsonb(json)?).map_err(|error| sqlx::Error::Decode(Box::new(error)))
+    }
 
-/// Where the first column of an event stands in an answer: behind five flags and three of the snapshot.
-pub const EVENT_AT: usize = 8;
+    /// The WAL's end after the snapshot was taken, if it was not on disk up to there.
+    ///
+    /// # Errors
+    /// A place in the WAL cannot be read.
+    pub fn needs_wal(&self) -> Result<Option<Lsn>, sqlx::Error> {
+        let place = |text: &Option<String>| text.as_deref().map(Lsn::parse).transpose();
+        let both = place(&self.needs_wal).and_then(|needs| Ok((needs, place(&self.flushed)?)));
+        let (needs, flushed) = both.map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+        Ok(needs.filter(|_| flushed < needs))
+    }
+
+    /// The statement's snapshot, where it opened a window.
+    pub fn seen(&self) -> Option<Result<Snapshot, SnapshotError>> {
+        self.seen.as_deref().map(Snapshot::parse)
+    }
+
+    /// Whether the statement's transaction had an id of its own.
+    pub fn was_writing(&self) -> bool {
+        self.clean == Some(false)
+    }
+}
 
 /// Reads which server answered.
 ///
