@@ -4,7 +4,7 @@ use super::output::{self, Format};
 use super::{Exit, File, block_on, variables};
 use crate::config::Config;
 use crate::config::route::Part;
-use crate::db::{self, DbError, Purpose};
+use crate::db::{self, DbError, Purpose, Session, doorbell};
 use crate::outbox::lane::LaneId;
 use crate::relay::leadership::Terms;
 use crate::sink::SendError;
@@ -149,6 +149,7 @@ async fn ask_postgres(config: &Config, cluster: Option<String>, lines: &mut Vec<
             Err(refusal) => lines.push(Line::new("postgres", "error", refusal.message, refusal.hint)),
         }
     }
+    doorbells(config, &mut session, lines).await?;
     parked(config, &names, lines).await?;
     for holder in holders::look(&mut session).await?.iter().filter(|holder| holder.is_long()) {
         let message = format!(
@@ -158,6 +159,34 @@ async fn ask_postgres(config: &Config, cluster: Option<String>, lines: &mut Vec<
         lines.push(Line::new("postgres", "warning", message, Some("end it".to_owned())));
     }
     session.close().await;
+    Ok(())
+}
+
+/// A doorbell that is configured and does not ring, and one that costs writers something for nobody.
+async fn doorbells(config: &Config, session: &mut Session, lines: &mut Vec<Line>) -> Result<(), DbError> {
+    for outbox in &config.outboxes {
+        let name = outbox.name.as_str();
+        let bell = Session::brief("looking at the doorbell", doorbell::look(&mut session.connection, name)).await?;
+        match (outbox.doorbell, bell.rings_for(name)) {
+            (true, Ok(())) => lines.push(Line::new("postgres", "ok", format!("doorbell of {name}"), None)),
+            (true, Err(unrung)) => {
+                let message = format!("outbox {name} polls: {unrung}");
+                lines.push(Line::new("postgres", "warning", message, Some(unrung.hint(name))));
+            }
+            (false, Ok(())) => {
+                let message = format!("the doorbell of outbox.events rings for {name}, which has no `doorbell = true`");
+                let hint = Some(format!("if nobody else needs it: outboxd migrate --no-doorbell {name}"));
+                lines.push(Line::new("postgres", "info", message, hint));
+            }
+            (false, Err(_)) => {}
+        }
+        if bell.max_prepared > 0 && bell.rings_for(name).is_ok() {
+            let most = bell.max_prepared;
+            let message =
+                format!("max_prepared_transactions is {most}: a transaction that wakes {name} cannot be prepared");
+            lines.push(Line::new("postgres", "info", message, None));
+        }
+    }
     Ok(())
 }
 

@@ -3,7 +3,9 @@
 use super::output::{self, Format};
 use super::{Ends, Exit, block_on};
 use crate::config::Config;
+use crate::config::outbox::OutboxName;
 use crate::config::secret::Secret;
+use crate::db::doorbell::{self, Change, Prepared};
 use crate::db::migrate::{self, MigrationError};
 use crate::db::{self, DbErrorKind, Purpose};
 
@@ -15,6 +17,32 @@ pub(super) struct Arguments {
     /// Connect as the owner of the schema [default: postgres.url]
     #[arg(long, value_name = "URL", env = "OUTBOXD_ADMIN_URL", hide_env_values = true)]
     admin_url: Option<String>,
+    /// Also hang the doorbell up: writers wake the relay of this outbox [without NAME: default]
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "default", value_parser = OutboxName::parse)]
+    doorbell: Option<OutboxName>,
+    /// Also take the doorbell of this outbox down [without NAME: default]
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "default", value_parser = OutboxName::parse)]
+    #[arg(conflicts_with = "doorbell")]
+    no_doorbell: Option<OutboxName>,
+    /// Although the server allows them, nobody prepares transactions (two-phase commit) that write events
+    #[arg(long, requires = "doorbell")]
+    allow_prepared_transactions: bool,
+}
+
+/// What is to be done about a doorbell.
+struct Errand {
+    change: Change,
+    outbox: OutboxName,
+    prepared: Prepared,
+}
+
+impl Arguments {
+    fn errand(&self) -> Option<Errand> {
+        let prepared = if self.allow_prepared_transactions { Prepared::Unused } else { Prepared::Unknown };
+        let of = |change: Change, outbox: &OutboxName| Errand { change, outbox: outbox.clone(), prepared };
+        let hang = self.doorbell.as_ref().map(|outbox| of(Change::Hang, outbox));
+        hang.or_else(|| self.no_doorbell.as_ref().map(|outbox| of(Change::TakeDown, outbox)))
+    }
 }
 
 pub(super) fn run(
@@ -22,35 +50,70 @@ pub(super) fn run(
     config: impl FnOnce() -> anyhow::Result<Config>,
     format: Format,
 ) -> anyhow::Result<Exit> {
+    let errand = how.errand();
     if how.print {
-        output::data(&migrate::script());
+        output::data(&script(errand.as_ref()));
         return Ok(Exit::Done);
     }
     let url = match &how.admin_url {
         Some(url) => Secret::new(url.clone()),
         None => config()?.postgres.url,
     };
-    let (applied, role) = block_on(apply(&url))?;
+    let (applied, role) = block_on(apply(&url, errand.as_ref()))?;
     match format {
-        Format::Json => output::json(&serde_json::json!({ "applied": applied, "role": role })),
-        Format::Text => output::note(&report(applied)),
+        Format::Json => {
+            let (word, outbox) = (errand.as_ref().map(word), errand.as_ref().map(|errand| errand.outbox.as_str()));
+            let bell = errand.as_ref().map(|_| serde_json::json!({ "outbox": outbox, "state": word }));
+            output::json(&serde_json::json!({ "applied": applied, "role": role, "doorbell": bell }));
+        }
+        Format::Text => {
+            output::note(&report(applied));
+            if let Some(errand) = &errand {
+                output::note(&format!("the doorbell of outbox {} is {}", errand.outbox, word(errand)));
+            }
+        }
     }
     Ok(Exit::Done)
 }
 
-async fn apply(url: &Secret) -> anyhow::Result<(usize, String)> {
+fn script(errand: Option<&Errand>) -> String {
+    let Some(Errand { change, outbox, prepared }) = errand else { return migrate::script() };
+    let bell = doorbell::script(*change, outbox, *prepared);
+    format!("{}\n-- the doorbell\nbegin;\nset local lock_timeout = '500ms';\n{bell}commit;\n", migrate::script())
+}
+
+fn word(errand: &Errand) -> &'static str {
+    match errand.change {
+        Change::Hang => "hung up",
+        Change::TakeDown => "taken down",
+    }
+}
+
+async fn apply(url: &Secret, errand: Option<&Errand>) -> anyhow::Result<(usize, String)> {
     let mut session = db::connect(url, Purpose::Own).await.map_err(|error| ends(&error))?;
-    let applied = migrate::migrate(&mut session).await.map_err(|error| match error {
-        MigrationError::Db(error) if error.kind() == DbErrorKind::Denied => {
-            let hint = "connect as an owner with --admin-url, or let an administrator apply: outboxd migrate --print";
-            anyhow::anyhow!("{error}\nhint: {hint}")
-        }
-        MigrationError::Db(error) => ends(&error),
-        other => other.into(),
-    })?;
+    let applied = migrate::migrate(&mut session).await.map_err(|error| refused(error, ""))?;
+    if let Some(Errand { change, outbox, prepared }) = errand {
+        let changed = doorbell::apply(&mut session, *change, outbox, *prepared).await;
+        changed.map_err(|error| refused(error, &format!(" --doorbell {outbox}")))?;
+    }
     let role = session.server.role.clone();
     session.close().await;
     Ok((applied, role))
+}
+
+fn refused(error: MigrationError, more: &str) -> anyhow::Error {
+    match error {
+        MigrationError::Db(error) if error.kind() == DbErrorKind::Denied => {
+            let hint = "connect as an owner with --admin-url, or let an administrator apply: outboxd migrate --print";
+            anyhow::anyhow!("{error}\nhint: {hint}{more}")
+        }
+        MigrationError::Db(error) => ends(&error),
+        MigrationError::Prepared(_) => {
+            let hint = "if nobody prepares transactions that write events, say so: --allow-prepared-transactions";
+            anyhow::anyhow!("{error}\nhint: {hint}")
+        }
+        other => other.into(),
+    }
 }
 
 fn report(applied: usize) -> String {

@@ -87,6 +87,8 @@ fn rows(from: &str, lane: &LaneStatus) -> Vec<(String, String)> {
             .filter(|streams| *streams > 0)
             .map(|streams| format!("{streams} streams, see: outboxd parked list")),
     );
+    row("doorbell", lane.doorbell.map(|state| state.words().to_owned()));
+    row("no doorbell", lane.doorbell_trouble.clone());
     row("cursor", lane.cursor.clone());
     row("epoch", lane.epoch.map(|epoch| epoch.to_string()));
     row("last error", lane.last_error.clone());

@@ -18,6 +18,8 @@ pub struct Outbox {
     pub table: TableName,
     /// Where a cursor that does not exist yet begins; only some may leave it open.
     pub start: Option<Start>,
+    /// Whether writers wake a relay that sleeps.
+    pub doorbell: bool,
     /// What happens to an event that no route matches.
     pub on_reject: Policy,
     /// In the order of the file; never empty.
@@ -86,6 +88,12 @@ const PROGRESS: Key = Key {
 
 const PROGRESSES: &[Word<Progress>] = &[("cursor", Some(Progress::Cursor)), ("delete", None), ("mark", None)];
 
+const DOORBELL: Key = Key {
+    name: "doorbell",
+    doc: "An idle relay sleeps for up to `relay.poll.max`, until a writer rings. `outboxd migrate --doorbell` hangs it up.",
+    kind: Kind::Value(Form::Boolean, Fallback::Boolean(false)),
+};
+
 const ON_REJECT: Key = Key {
     name: "on_reject",
     doc: "What happens to an event that no route matches; as for a route.",
@@ -98,7 +106,7 @@ const ROUTE: Key = Key {
     kind: Kind::Tables(route::KEYS),
 };
 
-pub(super) const KEYS: &[Key] = &[NAME, TABLE, START, PROGRESS, ON_REJECT, ROUTE];
+pub(super) const KEYS: &[Key] = &[NAME, TABLE, START, PROGRESS, DOORBELL, ON_REJECT, ROUTE];
 
 impl Outbox {
     /// Reads all of them: a name names one cursor, so none may come twice.
@@ -112,10 +120,11 @@ impl Outbox {
         let table = section.parse(&TABLE, table);
         let start = section.word(&START, STARTS);
         let progress = section.word(&PROGRESS, PROGRESSES);
+        let doorbell = section.boolean(&DOORBELL);
         let on_reject = Policy::read(section, &ON_REJECT);
         let routes = section.each(&ROUTE, Route::read);
         let Progress::Cursor = progress?;
-        Some(Self { name: name?, table: table?, start, on_reject: on_reject?, routes: routes? })
+        Some(Self { name: name?, table: table?, start, doorbell: doorbell?, on_reject: on_reject?, routes: routes? })
     }
 }
 

@@ -82,12 +82,18 @@ impl DbError {
         Self::plain(DbErrorKind::Unavailable, doing, what, None)
     }
 
+    /// The connection broke, and nobody said why.
+    pub(super) fn gone(doing: &'static str) -> Self {
+        Self::plain(DbErrorKind::Unavailable, doing, "the server closed the connection".to_owned(), None)
+    }
+
     pub(super) fn standby(host: &str) -> Self {
         let what = format!("{host} is a hot standby: events would be skipped for ever; use the primary");
         Self::plain(DbErrorKind::WrongServer, "connecting", what, None)
     }
 
-    pub(super) fn other_server(host: &str) -> Self {
+    /// Another server answers than the one that was connected to before.
+    pub fn other_server(host: &str) -> Self {
         let what = format!("another server than before answers at {host} (a fail-over, or a proxy that spreads reads)");
         Self::plain(DbErrorKind::WrongServer, "reading", what, None)
     }

@@ -17,8 +17,8 @@ const FILES: [(i64, &str, &str); 3] = [
 
 /// How often a migration is tried that found its table locked for longer than `lock_timeout` (500 ms):
 /// behind a DDL that waits, every writer waits, so it waits outside.
-const TRIES: u32 = 60;
-const PAUSE: Duration = Duration::from_secs(1);
+pub(super) const TRIES: u32 = 60;
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
 
 /// How the schema of a database relates to this binary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,11 @@ pub enum MigrationError {
     /// The migrator failed in another way.
     #[error("migrating")]
     Other(#[source] Box<MigrateError>),
+    /// The doorbell would break two-phase commit, which this server allows.
+    #[error(
+        "max_prepared_transactions is {0}: while the relay sleeps, a transaction that wrote events cannot be prepared"
+    )]
+    Prepared(i32),
     /// The tables stayed locked.
     #[error("the outbox stayed locked by another session through {TRIES} tries")]
     Busy,

@@ -1,8 +1,10 @@
 //! Postgres plumbing: connections and their session settings, migrations, error classes. No decision about events.
 
 pub mod copy;
+pub mod doorbell;
 pub mod error;
 pub mod event;
+pub mod listener;
 pub mod migrate;
 
 pub use error::{DbError, DbErrorKind};
@@ -26,6 +28,8 @@ pub enum Purpose {
     Write,
     /// Looks on: lag, holders, standing guards. As short as the writer's statements.
     Observe,
+    /// Hears the doorbell.
+    Listen,
     /// Changes the schema, with its owner's rights.
     Own,
 }
@@ -131,6 +135,11 @@ const SETTINGS: &str = "
     set synchronous_commit = local;            -- a save is flushed here and never hangs on a standby
     set lock_timeout = '5s'";
 
+// Beside a doorbell these two are silent for as long as `poll.max`: neither the server nor a firewall may take them for dead.
+const QUIET_SETTINGS: &str = "
+    set idle_session_timeout = 0;
+    set tcp_keepalives_idle = 60";
+
 // The two reads have one good plan each, whatever the statistics say; so it is made once: planning took ten times as long as an idle read.
 const READER_SETTINGS: &str = "
     set plan_cache_mode = force_generic_plan;
@@ -164,8 +173,15 @@ async fn open(url: &Secret, purpose: Purpose) -> Result<Session, DbError> {
     let host = format!("{}:{}", options.get_host(), options.get_port());
     let doing = "connecting";
     let mut connection = options.connect().await.map_err(|error| DbError::from_driver(doing, &error).at(&host))?;
+    let server = settle(&mut connection, host, purpose).await?;
+    Ok(Session { connection, server, url: url.clone() })
+}
+
+/// Refuses a standby and a pooler, and applies the settings.
+async fn settle(connection: &mut PgConnection, host: String, purpose: Purpose) -> Result<Server, DbError> {
+    let doing = "connecting";
     let standby: bool = sqlx::query_scalar("select pg_is_in_recovery()")
-        .fetch_one(&mut connection)
+        .fetch_one(&mut *connection)
         .await
         .map_err(DbError::during(doing))?;
     if standby {
@@ -173,7 +189,11 @@ async fn open(url: &Secret, purpose: Purpose) -> Result<Session, DbError> {
     }
     connection.execute(SETTINGS).await.map_err(DbError::during(doing))?;
     match purpose {
-        Purpose::Read => connection.execute(READER_SETTINGS).await.map_err(DbError::during(doing))?,
+        Purpose::Read => {
+            connection.execute(QUIET_SETTINGS).await.map_err(DbError::during(doing))?;
+            connection.execute(READER_SETTINGS).await.map_err(DbError::during(doing))?
+        }
+        Purpose::Listen => connection.execute(QUIET_SETTINGS).await.map_err(DbError::during(doing))?,
         Purpose::Write | Purpose::Observe => {
             connection.execute("set statement_timeout = '4s'").await.map_err(DbError::during(doing))?
         }
@@ -181,8 +201,8 @@ async fn open(url: &Secret, purpose: Purpose) -> Result<Session, DbError> {
     };
     let row = connection.fetch_one(IDENTIFY).await.map_err(DbError::during(doing))?;
     let server = identify(host, &row).map_err(DbError::during(doing))?;
-    pooler(&mut connection, &server, &row).await?;
-    Ok(Session { connection, server, url: url.clone() })
+    pooler(connection, &server, &row).await?;
+    Ok(server)
 }
 
 fn identify(host: String, row: &PgRow) -> Result<Server, sqlx::Error> {

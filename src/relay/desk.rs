@@ -1,6 +1,6 @@
 //! Where a lane keeps its status, its metrics and its heartbeat. Written by the lane and its monitor, read by `http`.
 
-use super::status::{LaneState, LaneStatus};
+use super::status::{DoorbellState, LaneState, LaneStatus};
 use crate::source::poll::backlog::Backlog;
 use crate::telemetry::changes;
 use crate::telemetry::metrics::LaneMetrics;
@@ -94,6 +94,17 @@ impl Desk {
     /// Changes other fields of the status.
     pub fn note(&self, change: impl FnOnce(&mut LaneStatus)) {
         self.status.send_modify(change);
+    }
+
+    /// Says how the doorbell is, and why nobody would hear it. Returns how it was; `None`: there is none, or nobody reads.
+    pub fn doorbell(&self, state: Option<DoorbellState>, trouble: Option<String>) -> Option<DoorbellState> {
+        self.metrics.doorbell_asleep.set(i64::from(state == Some(DoorbellState::Asleep)));
+        let mut before = None;
+        self.note(|status| {
+            before = std::mem::replace(&mut status.doorbell, state);
+            status.doorbell_trouble = trouble;
+        });
+        before
     }
 
     /// Takes over what was seen of the backlog.

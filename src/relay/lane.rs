@@ -10,6 +10,7 @@ use super::pump::{End, Pump};
 use super::sending::Sender;
 use super::status::LaneState;
 use super::verdict::{self, Next, Trouble};
+use super::waker::{Door, Waker};
 use crate::config::Config;
 use crate::config::outbox::{Outbox, Start};
 use crate::db::{self, DbError, Purpose, Session};
@@ -373,6 +374,12 @@ impl Lane {
             Ok(sink) => sink,
             Err(error) => return End::Trouble(Trouble::Send(error)),
         };
+        let door = self.outbox.doorbell.then(|| Door {
+            url: self.config.postgres.url.clone(),
+            reader: parts.reader.server.clone(),
+            desk: Arc::clone(&self.desk),
+        });
+        let waker = Waker::new(self.config.relay.poll, door);
         let poll = Poll::new(
             parts.reader,
             PageSize::new(in_flight.events / PAGE_SHARE, in_flight.size_bytes / PAGE_BYTES_SHARE),
@@ -390,7 +397,7 @@ impl Lane {
             self.careful_events,
         );
         let pump = Pump::new(&self.config.relay, &self.desk, self.terms, sender, (parts.writer, lease));
-        let (end, closed) = pump.run(poll, cursor, &mut self.refusal, &self.stop).await;
+        let (end, closed) = pump.run(poll, waker, cursor, &mut self.refusal, &self.stop).await;
         self.has_settled = closed.settled_events > 0;
         match &end {
             End::Trouble(Trouble::Send(error)) if error.is_rejection() => {

@@ -15,6 +15,7 @@ pub mod saving;
 pub mod sending;
 pub mod status;
 pub mod verdict;
+pub mod waker;
 pub mod warmth;
 
 use crate::config::Config;
@@ -85,7 +86,7 @@ impl Relay {
             let (unsettled, closing) = (Arc::clone(&unsettled), Closing(Arc::clone(desk)));
             lanes.spawn(format!("lane {}", desk.name()), async move {
                 let _closing = closing;
-                unsettled.fetch_or(lane.run().await == Ended::Unsettled, Ordering::Relaxed);
+                unsettled.fetch_or(Box::pin(lane.run()).await == Ended::Unsettled, Ordering::Relaxed);
             });
         }
         match supervise(lanes, monitors, &stop).await {

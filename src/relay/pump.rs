@@ -18,6 +18,7 @@ use super::saving::{Done, Errand, Finished, Ran, Saving, Urgency, Writer};
 use super::sending::{self, Remains, Sender};
 use super::status::LaneState;
 use super::verdict::{self, Trouble};
+use super::waker::Waker;
 use crate::config::relay::Relay;
 use crate::outbox::cursor::Cursor;
 use crate::source::poll::Poll;
@@ -113,13 +114,14 @@ impl<'l> Pump<'l> {
     pub async fn run(
         mut self,
         poll: Poll,
+        waker: Waker,
         from: Cursor,
         refusal: &mut watch::Receiver<Option<Refusal>>,
         stop: &CancellationToken,
     ) -> (End, Closed) {
         let (mut tasks, reader) = (TaskGroup::default(), poll.process());
         if let Some(feed) = self.feed.take() {
-            tasks.spawn("reader", reader::read(poll, from, self.relay.poll, feed));
+            tasks.spawn("reader", reader::read(poll, from, waker, feed));
         }
         let ended = self.turn(refusal, stop).await;
         self.batches.close();

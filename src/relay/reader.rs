@@ -1,9 +1,9 @@
 //! The reader: a task that polls ahead of the pump, and stops when nobody takes what it reads.
 
-use crate::config::relay::Poll as PollBounds;
+use super::waker::Waker;
 use crate::db::DbError;
 use crate::outbox::cursor::Cursor;
-use crate::source::poll::pace::{Pace, Traffic};
+use crate::source::poll::pace::Traffic;
 use crate::source::poll::{Poll, Watch};
 use crate::source::{Batch, SourceError};
 use std::time::Duration;
@@ -20,32 +20,36 @@ const LOOKS: u32 = 2;
 pub const BATCHES_AHEAD: usize = 1;
 
 /// Reads batches one after the other, ahead of the loop, until nobody takes them or something is wrong.
-pub async fn read(
-    mut poll: Poll,
-    mut from: Cursor,
-    bounds: PollBounds,
-    feed: mpsc::Sender<Result<Batch, SourceError>>,
-) {
-    let (mut pace, watch) = (Pace::new(bounds), poll.watch());
+pub async fn read(mut poll: Poll, mut from: Cursor, mut waker: Waker, feed: mpsc::Sender<Result<Batch, SourceError>>) {
+    let watch = poll.watch();
     loop {
         let read = tokio::time::timeout(READ_LIMIT, answered(poll.next(&from), &watch)).await;
         let read = read.unwrap_or_else(|_| Err(SourceError::Db(DbError::silent("reading events", READ_LIMIT))));
-        let pause = read.as_ref().map(|batch| {
+        let traffic = read.as_ref().map(|batch| {
             from = batch.to.clone();
-            match (batch.end_mark(), batch.events.is_empty()) {
-                (None, _) => pace.after(Traffic::More),
-                (Some(_), false) => pace.after(Traffic::Some),
-                (Some(_), true) => pace.after(Traffic::None),
-            }
+            traffic(batch)
         });
-        let pause = pause.ok();
+        let traffic = traffic.ok();
+        if traffic != Some(Traffic::None) || feed.capacity() == 0 {
+            waker.stay_up().await;
+        }
         if feed.send(read).await.is_err() {
             return;
         }
-        match pause {
-            Some(pause) => tokio::time::sleep(pause).await,
+        match traffic {
+            Some(traffic) => waker.wait(traffic).await,
             None => return,
         }
+    }
+}
+
+/// What a read says of the traffic. The end of a large window says nothing of what was written since that was opened: only a read that
+/// opens one may say that there is nothing, for on its word the reader goes to sleep.
+fn traffic(batch: &Batch) -> Traffic {
+    match (batch.end_mark(), &batch.from) {
+        (None, _) => Traffic::More,
+        (Some(_), Cursor::Closed { .. }) if batch.events.is_empty() => Traffic::None,
+        (Some(_), _) => Traffic::Some,
     }
 }
 
@@ -66,6 +70,30 @@ async fn answered(read: impl Future<Output = Result<Batch, SourceError>>, watch:
         idle = if quiet { idle.saturating_add(1) } else { 0 };
         if idle >= LOOKS {
             return Err(SourceError::Db(DbError::silent("reading events", LOOK_EVERY.saturating_mul(LOOKS))));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outbox::event::RowId;
+    use crate::outbox::snapshot::Snapshot;
+
+    #[test]
+    fn only_a_read_that_opens_a_window_says_that_there_is_nothing() {
+        let snapshot = |text| Snapshot::parse(text).unwrap();
+        let closed = |text| Cursor::Closed { s: snapshot(text) };
+        let open = Cursor::Open { s: snapshot("3:3:"), t: snapshot("9:9:"), after: RowId::new(4) };
+        let table = [
+            (closed("3:3:"), closed("9:9:"), Traffic::None),
+            (closed("3:3:"), open.clone(), Traffic::More),
+            (open.clone(), open.clone(), Traffic::More),
+            (open, closed("9:9:"), Traffic::Some), // an empty last page
+        ];
+        for (from, to, expected) in table {
+            let batch = Batch { from, window_end: snapshot("9:9:"), events: Vec::new(), to, needs_wal: None };
+            assert_eq!(traffic(&batch), expected, "{batch:?}");
         }
     }
 }

@@ -59,6 +59,29 @@ impl LaneState {
     }
 }
 
+/// How a lane with a doorbell waits for events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DoorbellState {
+    /// Nobody would hear it: polling.
+    Away,
+    /// There is traffic, or was just now: polling.
+    Awake,
+    /// Asleep until a writer rings.
+    Asleep,
+}
+
+impl DoorbellState {
+    /// For people.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Away => "away, polling",
+            Self::Awake => "awake, polling",
+            Self::Asleep => "asleep until a writer rings",
+        }
+    }
+}
+
 /// Everything that can be said of a lane.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LaneStatus {
@@ -90,6 +113,10 @@ pub struct LaneStatus {
     pub lag_events: Option<i64>,
     /// Age of the oldest event behind the saved cursor.
     pub lag_seconds: Option<f64>,
+    /// How the doorbell is; `None` without one, or while this relay does not read.
+    pub doorbell: Option<DoorbellState>,
+    /// Why nobody would hear it, and what to do.
+    pub doorbell_trouble: Option<String>,
     /// Transactions that have been open for long: their own events wait.
     pub open_transactions: Vec<String>,
 }
@@ -112,6 +139,8 @@ impl LaneStatus {
             parked_streams: None,
             lag_events: None,
             lag_seconds: None,
+            doorbell: None,
+            doorbell_trouble: None,
             open_transactions: Vec::new(),
         }
     }

@@ -131,3 +131,13 @@ pub fn dead_lettered(outbox: &str, lane: &str, event: &dyn std::fmt::Display) {
 pub fn released(outbox: &str, lane: &str, streams: usize) {
     info!(outbox, lane, streams, "parked streams are sent again");
 }
+
+/// The doorbell is heard: the lane may sleep when there is nothing to do.
+pub fn doorbell_heard(outbox: &str, lane: &str) {
+    info!(outbox, lane, "doorbell heard");
+}
+
+/// Nobody would hear the doorbell.
+pub fn doorbell_away(outbox: &str, lane: &str, reason: &str, hint: Option<&str>, next: &str) {
+    warn!(outbox, lane, reason, hint, next, "doorbell away");
+}

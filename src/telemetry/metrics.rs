@@ -30,6 +30,8 @@ pub struct Metrics {
     lag: Family<Labels, Fraction>,
     ready: Family<Labels, Gauge>,
     leader: Family<Labels, Gauge>,
+    doorbell_asleep: Family<Labels, Gauge>,
+    doorbell_rings: Family<Labels, Counter>,
     reloads: Family<Labels, Counter>,
 }
 
@@ -65,6 +67,10 @@ pub struct LaneMetrics {
     pub ready: Gauge,
     /// Whether this relay holds the lane's lease.
     pub leader: Gauge,
+    /// Whether the lane sleeps until a writer rings.
+    pub doorbell_asleep: Gauge,
+    /// Times that a writer woke it.
+    pub doorbell_rings: Counter,
     rejections: Family<Labels, Counter>,
     sessions: Family<Labels, Counter>,
     labels: Labels,
@@ -110,6 +116,8 @@ impl Default for Metrics {
             backlog: metric!("backlog_events", "Events behind the saved cursor; 10000 means that many or more"),
             ready: metric!("ready", "Whether the lane relays or stands by"),
             leader: metric!("lease_held", "Whether this relay holds the lease of the lane"),
+            doorbell_asleep: metric!("doorbell_asleep", "Whether the lane sleeps until a writer rings"),
+            doorbell_rings: metric!("doorbell_rings", "Times that a writer woke the lane"),
             registry: Arc::new(registry),
         }
     }
@@ -133,6 +141,8 @@ impl Metrics {
             lag: self.lag.get_or_create_owned(&labels),
             ready: self.ready.get_or_create_owned(&labels),
             leader: self.leader.get_or_create_owned(&labels),
+            doorbell_asleep: self.doorbell_asleep.get_or_create_owned(&labels),
+            doorbell_rings: self.doorbell_rings.get_or_create_owned(&labels),
             rejections: self.rejections.clone(),
             sessions: self.sessions.clone(),
             labels,
@@ -142,7 +152,9 @@ impl Metrics {
     /// Forgets a lane that is no longer configured: nobody would change its gauges any more.
     pub fn forget(&self, outbox: &str, lane: &str) {
         let labels: Labels = vec![("outbox", outbox.to_owned()), ("lane", lane.to_owned())];
-        for gauges in [&self.parked_streams, &self.in_flight, &self.backlog, &self.ready, &self.leader] {
+        let gauges =
+            [&self.parked_streams, &self.in_flight, &self.backlog, &self.ready, &self.leader, &self.doorbell_asleep];
+        for gauges in gauges {
             gauges.remove(&labels);
         }
         self.lag.remove(&labels);

@@ -9,6 +9,7 @@ mod bad_input;
 mod barrier;
 mod cli;
 mod delivery;
+mod doorbell;
 mod faults;
 mod guards;
 mod http;

@@ -1,6 +1,7 @@
 //! Reads the outbox by polling: windows between two snapshots, in pages where they are large.
 
 pub mod backlog;
+pub mod doorbell;
 pub mod flush;
 pub mod pace;
 pub mod window;

@@ -116,6 +116,12 @@ impl Scene {
         );
     }
 
+    /// Asserts that `check` finds nothing.
+    pub(crate) async fn check_says_nothing(&self) {
+        let findings = self.findings().await;
+        assert!(findings.is_empty(), "{findings:#?}");
+    }
+
     /// Runs statements as the owner of the schema.
     pub(crate) async fn owner(&self, statements: &str) {
         say(&mut self.database.connect(Role::Owner).await, statements).await;
