@@ -30,12 +30,22 @@ pub(super) fn run(file: &File) -> anyhow::Result<Exit> {
     let voice = Voice::start(&config.log).map_err(|message| Ends { exit: Exit::Configuration, message })?;
     let panicked = CancellationToken::new();
     watch_panics(panicked.clone());
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.outboxes.len().clamp(1, cores()))
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
     let served = std::panic::catch_unwind(AssertUnwindSafe(|| {
         runtime.block_on(async { Ok(Daemon::start(&file.path, config, voice, panicked).await?.run().await) })
     }));
     runtime.shutdown_timeout(LEFTOVERS); // also after a panic: to drop it would wait for the questions
     served.unwrap_or_else(|payload| std::panic::resume_unwind(payload))
+}
+
+/// One thread for each outbox, up to so many: on two cores a second one made nothing faster, and events later and memory larger.
+/// Batches are made, sent and reported by librdkafka on threads of its own.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
 }
 
 /// A panic of whatever thread is told to the daemon, that of a request or of a producer as well: nobody joins those.

@@ -8,6 +8,7 @@ use crate::source::poll::{Poll, Watch};
 use crate::source::{Batch, SourceError};
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 /// A read that takes longer will not end: its answer was lost on the way. Opening a window reads its ids once, a million in a second.
 const READ_LIMIT: Duration = Duration::from_mins(10);
@@ -23,8 +24,10 @@ pub const BATCHES_AHEAD: usize = 1;
 pub async fn read(mut poll: Poll, mut from: Cursor, mut waker: Waker, feed: mpsc::Sender<Result<Batch, SourceError>>) {
     let watch = poll.watch();
     loop {
+        let began = Instant::now();
         let read = tokio::time::timeout(READ_LIMIT, answered(poll.next(&from), &watch)).await;
         let read = read.unwrap_or_else(|_| Err(SourceError::Db(DbError::silent("reading events", READ_LIMIT))));
+        let took = began.elapsed();
         let traffic = read.as_ref().map(|batch| {
             from = batch.to.clone();
             traffic(batch)
@@ -37,7 +40,7 @@ pub async fn read(mut poll: Poll, mut from: Cursor, mut waker: Waker, feed: mpsc
             return;
         }
         match traffic {
-            Some(traffic) => waker.wait(traffic).await,
+            Some(traffic) => waker.wait(traffic, took).await,
             None => return,
         }
     }

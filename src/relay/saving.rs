@@ -18,8 +18,7 @@ use crate::store::parked::{self, Extent, Fetched};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Between two looks at the flushed WAL. After the second one a commit of our own makes it so: another's open transaction can hold it back for long.
-const FLUSH_LOOK: Duration = Duration::from_millis(3);
+/// Looks at the flushed WAL, of 3 ms each. After them a commit of our own makes it so: another's open transaction can hold it back for long.
 const FLUSH_LOOKS: u32 = 2;
 
 /// The connection and the lease that it renews.
@@ -95,7 +94,6 @@ pub struct Saving {
     pub working: Pending<(Writer, Done)>,
     flushed: Option<Lsn>,
     flush_looks: u32,
-    flush_at: Instant,
     fence_at: Instant,
     renew_at: Instant,
     saved_at: Instant,
@@ -114,7 +112,6 @@ impl Saving {
             working: None,
             flushed: None,
             flush_looks: 0,
-            flush_at: now,
             fence_at: later(renewed, terms.fence),
             renew_at: later(renewed, terms.renew_every),
             saved_at: now,
@@ -148,23 +145,23 @@ impl Saving {
 
     /// Begins to wait for the WAL anew: the first look is due at once.
     pub fn expect_flush(&mut self) {
-        (self.flush_looks, self.flush_at) = (0, Instant::now());
+        self.flush_looks = 0;
     }
 
     /// Starts the statement that is due, if the connection is free.
     pub fn start(&mut self, ledger: &mut Ledger, urgency: Urgency, needs_wal: Option<Lsn>) {
         let Some((mut session, mut lease)) = self.writer.take() else { return };
-        let (now, waits) = (Instant::now(), !self.has_flushed(needs_wal));
-        if self.save_due_at(urgency) <= now || waits && self.flush_looks >= FLUSH_LOOKS {
+        let awaited = needs_wal.filter(|place| !self.has_flushed(Some(*place)));
+        if self.save_due_at(urgency) <= Instant::now() || awaited.is_some() && self.flush_looks >= FLUSH_LOOKS {
             (self.unsaved, self.flush_looks) = (false, 0);
             let (position, parkings) = (ledger.position().clone(), ledger.take_parkings());
             self.working = Some(Box::pin(async move {
                 let result = cursor::save(&mut session, &mut lease, &position, &parkings).await;
                 ((session, lease), Done::Saved(result, position, parkings))
             }));
-        } else if waits && self.flush_at <= now {
+        } else if let Some(place) = awaited {
             self.working = Some(Box::pin(async move {
-                let result = flush::reached(&mut session).await;
+                let result = flush::reached(&mut session, place).await;
                 ((session, lease), Done::Flushed(result))
             }));
         } else {
@@ -205,8 +202,8 @@ impl Saving {
 
     /// When [`Saving::start`] has something to do; `None` while a statement is under way.
     pub fn next_time(&self, urgency: Urgency, needs_wal: Option<Lsn>) -> Option<Instant> {
-        let flush = (!self.has_flushed(needs_wal)).then_some(self.flush_at);
-        self.writer.as_ref().map(|_| self.save_due_at(urgency).min(flush.unwrap_or(self.renew_at)))
+        let due_at = if self.has_flushed(needs_wal) { self.save_due_at(urgency) } else { self.saved_at };
+        self.writer.as_ref().map(|_| due_at)
     }
 
     /// Takes the connection back from a statement, and says what came of it.
@@ -229,7 +226,6 @@ impl Saving {
             Done::Flushed(result) => {
                 self.flushed = self.flushed.max(result.map_err(Trouble::Db)?);
                 self.flush_looks = self.flush_looks.saturating_add(1);
-                self.flush_at = later(Instant::now(), FLUSH_LOOK);
                 Ok(Finished::Nothing)
             }
             Done::Ran(result) => result.map(Finished::Ran).map_err(Trouble::Db),

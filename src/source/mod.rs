@@ -44,7 +44,7 @@ pub enum SourceError {
     /// The reading statement ran in a transaction that had an id of its own: that snapshot hides its own events.
     #[error("snapshot of a writing transaction hides its own events: defect, report it")]
     OwnTransaction,
-    /// Rows did not come in the order of their ids.
+    /// Rows did not come in the order of their ids, the flags behind them.
     #[error("the server returned events out of order: defect, report it")]
     Disorder,
     /// A snapshot that the server printed cannot be read.

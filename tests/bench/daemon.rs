@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use outboxd::relay::leadership::Terms;
-use outboxd::sink::kafka::options::{self, BATCH_BYTES, Care, Tuning};
+use outboxd::sink::kafka::options::{self, BATCH_BYTES, Care, Haste, Tuning};
 use rdkafka::ClientConfig;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use super::meter::{self, Servers};
+use super::meter::Servers;
+use super::topics::Topics;
 
 /// For its end after SIGTERM: its own grace period and some more.
 const END: Duration = Duration::from_secs(30);
@@ -22,9 +23,38 @@ const END: Duration = Duration::from_secs(30);
 /// Lines of its log that are shown when something is wrong.
 const LOG_LINES: usize = 20;
 
+/// Where a new cursor begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    Earliest,
+    Latest,
+}
+
+/// Settings that are laid over those that each run has, and what the daemon is called with them. By default none.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Variant {
+    name: Option<String>,
+    settings: toml::Table,
+}
+
+impl Variant {
+    /// With some lines of configuration more. `[outbox]` in them means the one outbox that there is.
+    pub(crate) fn with(name: &str, lines: &str) -> anyhow::Result<Self> {
+        let settings = lines.parse().with_context(|| format!("the settings of {name} are no TOML"))?;
+        Ok(Self { name: Some(format!("outboxd {name}")), settings })
+    }
+
+    /// From a file, which gives it its name.
+    pub(crate) fn read(file: &Path) -> anyhow::Result<Self> {
+        let lines = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        Self::with(&file.file_stem().context("a file without a name")?.to_string_lossy(), &lines)
+    }
+}
+
 /// The binary and what all its runs have in common.
 pub(crate) struct Daemon {
     binary: PathBuf,
+    variant: Variant,
     postgres: String,
     kafka: String,
     folder: TempDir,
@@ -32,9 +62,15 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     /// Prepares the daemon; nothing runs yet.
-    pub(crate) fn new(binary: &Path, postgres: &str, servers: &Servers) -> anyhow::Result<Self> {
+    pub(crate) fn new(binary: &Path, variant: Variant, postgres: &str, servers: &Servers) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir_in(&servers.folder)?;
-        Ok(Self { binary: binary.to_owned(), postgres: postgres.to_owned(), kafka: servers.kafka.clone(), folder })
+        let (postgres, kafka) = (postgres.to_owned(), servers.kafka.clone());
+        Ok(Self { binary: binary.to_owned(), variant, postgres, kafka, folder })
+    }
+
+    /// What it is called in tables.
+    pub(crate) fn name(&self) -> &str {
+        self.variant.name.as_deref().unwrap_or("outboxd")
     }
 
     /// What it calls itself.
@@ -43,22 +79,25 @@ impl Daemon {
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
-    /// The settings of its producer: the floors use them too.
-    pub(crate) fn producer_settings(&self) -> anyhow::Result<ClientConfig> {
-        let config = outboxd::config::load(&self.config("bench", "bench"), &BTreeMap::new());
+    /// The settings of its producer, as it sends a backlog or events that come as they are written: the floors use them too.
+    pub(crate) fn producer_settings(&self, haste: Haste) -> anyhow::Result<ClientConfig> {
+        let config = outboxd::config::load(&self.config("bench", "bench", Start::Earliest)?, &BTreeMap::new());
         let config = config.map_err(|problems| anyhow::anyhow!("the daemon's config is wrong: {problems:?}"))?;
         let tuning = Tuning {
             batch_bytes: BATCH_BYTES,
             care: Care::Batched,
             socket_timeout: Terms::of(config.relay.lease).socket_timeout,
         };
-        Ok(options::producer(&config.kafka, tuning))
+        Ok(match haste {
+            Haste::Soon => options::producer(&config.kafka, tuning),
+            Haste::Bulk => options::bulk_producer(&config.kafka, tuning),
+        })
     }
 
-    /// Starts it on an outbox that begins at the earliest event. All is as the daemon has it by default.
-    pub(crate) fn start(&self, template: &str, outbox: &str) -> anyhow::Result<Running> {
+    /// Starts it on an outbox, whose cursor begins there if it is new.
+    pub(crate) fn start(&self, topic: &str, outbox: &str, start: Start) -> anyhow::Result<Running> {
         let (file, log) = (self.folder.path().join("outboxd.toml"), self.folder.path().join("log"));
-        fs::write(&file, self.config(template, outbox))?;
+        fs::write(&file, self.config(topic, outbox, start)?)?;
         let output = File::create(&log)?;
         let mut command = command(&self.binary);
         command
@@ -74,18 +113,38 @@ impl Daemon {
         Ok(Running { child, pid, log })
     }
 
-    fn config(&self, template: &str, outbox: &str) -> String {
+    fn config(&self, topic: &str, outbox: &str, start: Start) -> anyhow::Result<String> {
         let quoted = |text: &str| toml::Value::from(text).to_string();
         let state = self.folder.path().to_string_lossy();
-        format!(
+        let start = match start {
+            Start::Earliest => "earliest",
+            Start::Latest => "latest",
+        };
+        let mut config: toml::Table = format!(
             "[postgres]\nurl = {}\n[kafka]\nbrokers = {}\n[relay]\nstate = {}\n[http]\nlisten = \"127.0.0.1:0\"\n\
-             [[outbox]]\nname = {}\nstart = \"earliest\"\n[[outbox.route]]\ntopic = {}\n",
+             [[outbox]]\nname = {}\nstart = \"{start}\"\n[[outbox.route]]\ntopic = {}\n",
             quoted(&self.postgres),
             quoted(&self.kafka),
             quoted(&state),
             quoted(outbox),
-            quoted(template),
+            quoted(&Topics::template(topic)),
         )
+        .parse()?;
+        lay_over(&mut config, &self.variant.settings);
+        Ok(config.to_string())
+    }
+}
+
+/// Tables key by key; into a list of tables, each of which gets it; all else is replaced.
+fn lay_over(under: &mut toml::Table, over: &toml::Table) {
+    for (key, value) in over {
+        match (under.get_mut(key), value) {
+            (Some(toml::Value::Table(under)), toml::Value::Table(over)) => lay_over(under, over),
+            (Some(toml::Value::Array(list)), toml::Value::Table(over)) => {
+                list.iter_mut().filter_map(toml::Value::as_table_mut).for_each(|under| lay_over(under, over));
+            }
+            (_, value) => drop(under.insert(key.clone(), value.clone())),
+        }
     }
 }
 
@@ -117,11 +176,6 @@ impl Running {
     /// Its process.
     pub(crate) fn pid(&self) -> u32 {
         self.pid
-    }
-
-    /// The most memory that it has had resident.
-    pub(crate) fn peak_memory_bytes(&self) -> anyhow::Result<u64> {
-        meter::peak_memory_bytes(self.pid).with_context(|| format!("end of the daemon's log:\n{}", self.log_end()))
     }
 
     /// Whether it has not ended.

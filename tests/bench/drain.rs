@@ -1,222 +1,299 @@
-//! Drains a backlog from a real Postgres to a real Kafka and says how fast, beside three floors in the same run:
-//! reading alone (`copy … to stdout`), sending alone (a bare producer), and the two put together without a ledger
-//! and without a cursor (a bare pump).
-//!
-//! `deploy/bench` builds this, brings the servers up and runs it. One table is loaded once; each drain gets an outbox
-//! of its own, which starts at the earliest event, and a topic of its own. The floors use the daemon's own producer
-//! settings and send the daemon's records. A drain counts only if the topic, read back, holds each committed
-//! event, in order per stream.
+//! One run: a floor, or a drain by a relay. A drain counts only if the topic, read back, holds each committed event, in
+//! order per stream.
 
-mod backlog;
-mod daemon;
-mod floors;
-mod meter;
-mod readback;
-mod report;
-mod rows;
-mod topics;
-
-use std::io::Write as _;
-use std::path::PathBuf;
-use std::process::ExitCode;
+use outboxd::sink::kafka::options::Haste;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use clap::Parser;
-use clap::builder::RangedU64ValueParser;
-use tokio::signal::unix::{SignalKind, signal};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tokio::time::Instant;
 
-use backlog::Backlog;
-use daemon::Daemon;
-use floors::Floors;
-use meter::{Client, Meter, Servers};
-use readback::Expected;
-use report::{Report, Run, Settings, What};
-use topics::Topics;
+use super::Arguments;
+use super::backlog::{Loaded, Shape};
+use super::daemon::Daemon;
+use super::database::Database;
+use super::floors::{self, Floors};
+use super::meter::{self, Client, Meter, Servers};
+use super::readback::Expected;
+use super::relay::{Relay, Target, Values};
+use super::report::Run;
+use super::topics::{AGGREGATE_TYPE, Topics};
 
-/// Drains a backlog of events from Postgres to Kafka and prints how fast, beside three floors.
-#[derive(Clone, Debug, Parser)]
-#[command(name = "drain", args_override_self = true)]
-struct Arguments {
-    /// The binary of the daemon, built for release.
-    #[arg(long, value_name = "PATH")]
-    daemon: PathBuf,
-    /// Events in the backlog.
-    #[arg(long, default_value_t = 1_000_000, value_parser = RangedU64ValueParser::<u32>::new().range(1..=100_000_000))]
-    events: u32,
-    /// Bytes of an event's payload as Postgres prints it.
-    #[arg(long, value_name = "BYTES", default_value_t = 200, value_parser = RangedU64ValueParser::<u32>::new().range(64..=500_000))]
-    size: u32,
-    /// Events that one transaction writes.
-    #[arg(long, value_name = "ROWS", default_value_t = 1_000, value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
-    per_transaction: u32,
-    /// Streams that the events belong to, in turn.
-    #[arg(long, default_value_t = 1_000, value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
-    streams: u32,
-    /// Rounds; each runs the three floors and the daemon once.
-    #[arg(long, default_value_t = 3, value_parser = RangedU64ValueParser::<u32>::new().range(1..=100))]
-    runs: u32,
-    /// Writes the settings and all runs to this file.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Cargo gives it to every benchmark.
-    #[arg(long, hide = true)]
-    bench: bool,
-}
-
-/// How often the topic's end offsets are asked for during a drain: it is one request, and a hundredth of a second is near enough.
+/// How often the topic's end offsets are asked for during a drain: it is one request, and a hundredth of a second is near
+/// enough.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// A drain that brings nothing for so long has failed.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Sent before the first round: a broker that has just started is slower than it will be.
-const WARM_UP_EVENTS: u32 = 1_000_000;
+/// Drained before each drain of another relay, and not counted: a virtual machine has to compile first, and the log holds
+/// what others have written since.
+const WARM_UP_EVENTS: u32 = 200_000;
 
-fn main() -> anyhow::Result<ExitCode> {
-    let arguments = match Arguments::try_parse() {
-        Ok(arguments) => arguments,
-        Err(wrong) => {
-            wrong.print()?;
-            return Ok(ExitCode::from(if wrong.use_stderr() { 64 } else { 0 }));
-        }
-    };
-    // One thread: the pump reads and sends in turn, as little as a pump can do.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    match runtime.block_on(unless_interrupted(run(&arguments))) {
-        Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(error) => {
-            say(&format!("{error:#}"))?;
-            Ok(ExitCode::FAILURE)
-        }
-    }
+/// What all measures share.
+pub(crate) struct Bench {
+    pub(crate) arguments: Arguments,
+    pub(crate) servers: Servers,
+    pub(crate) topics: Topics,
+    pub(crate) database: Database,
+    /// For its settings and its version; the relays have daemons of their own.
+    pub(crate) daemon: Daemon,
+    /// Ours with its default settings first.
+    pub(crate) relays: Vec<Relay>,
 }
 
-/// Dropped, a run ends its daemon; the servers take the rest with them.
-async fn unless_interrupted(run: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    let mut terminated = signal(SignalKind::terminate())?;
-    tokio::select! {
-        done = run => done,
-        _ = tokio::signal::ctrl_c() => bail!("interrupted"),
-        _ = terminated.recv() => bail!("terminated"),
-    }
+/// Who takes part in a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Contender {
+    /// Reading alone.
+    Copy,
+    /// Sending alone.
+    Producer,
+    /// Reading and sending, and nothing else.
+    Pump,
+    /// A relay, by its place in the list.
+    Relay(usize),
+    /// Our relay once more: what its two runs differ by is noise.
+    Again,
 }
 
-async fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let servers = Servers::find()?;
-    let topics = Topics::new(&servers.kafka)?;
-    let mut backlog = Backlog::create(&servers.postgres, &arguments.daemon).await?;
-    let measured = measure(arguments, &servers, &topics, &mut backlog).await;
-    backlog.remove().await?;
-    let report = measured?;
-    if let Some(file) = &arguments.json {
-        report.write(file).with_context(|| format!("cannot write {}", file.display()))?;
-    }
-    writeln!(std::io::stdout(), "{report}")?;
-    Ok(())
+/// Our table, loaded, and what is to be sent from it.
+pub(crate) struct Backlog {
+    pub(crate) shape: Shape,
+    pub(crate) loaded: Loaded,
+    pub(crate) expected: Expected,
+    pub(crate) floors: Floors,
 }
 
-async fn measure(
-    arguments: &Arguments,
-    servers: &Servers,
-    topics: &Topics,
-    backlog: &mut Backlog,
-) -> anyhow::Result<Report> {
-    let loaded = backlog.load(arguments).await?;
-    let expected = backlog.expected().await?;
-    let daemon = Daemon::new(&arguments.daemon, &backlog.relay_url()?, servers)?;
-    let floors = Floors::new(backlog, daemon.producer_settings()?).await?;
-    let settings =
-        Settings::collect(arguments, expected.streams(), servers, backlog, &daemon, floors.properties()).await?;
-    let mut report = Report::new(settings, loaded);
-    warm_up(arguments, topics, &floors).await?;
-    for round in 1..=arguments.runs {
-        for what in What::ALL {
-            backlog.checkpoint().await?;
-            let run = match what {
-                What::Copy => copy(servers, backlog, arguments.events).await,
-                What::Producer => produce(servers, topics, &floors, arguments.events).await,
-                What::Pump => pump(servers, topics, &floors, backlog, arguments.events).await,
-                What::Outboxd => drain(servers, topics, &daemon, &expected).await,
-            };
-            let run = run.with_context(|| format!("round {round}, {what}: this run is void"))?;
-            say(&format!(
-                "round {round} of {}: {what} {} events/s",
-                arguments.runs,
-                report::grouped(run.events_per_second)
-            ))?;
-            report.add(round, run);
+/// What else goes on while another relay's table is loaded and drained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Beside {
+    Nothing,
+    /// A transaction that has written an event and does not end.
+    OpenTransaction,
+}
+
+/// How a relay is set in motion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Move {
+    /// From the first event of the table.
+    Begin,
+    /// From where it was paused.
+    Resume,
+}
+
+impl Bench {
+    /// The relays, in the order of the command line.
+    pub(crate) fn all_relays(&self) -> impl Iterator<Item = Contender> + use<> {
+        (0..self.relays.len()).map(Contender::Relay)
+    }
+
+    /// What a contender is called in tables.
+    pub(crate) fn name(&self, contender: Contender) -> String {
+        let relay = |at: usize| self.relays.get(at).map_or("?", Relay::name);
+        match contender {
+            Contender::Copy => "copy to stdout".to_owned(),
+            Contender::Producer => "bare producer".to_owned(),
+            Contender::Pump => "bare pump".to_owned(),
+            Contender::Relay(at) => relay(at).to_owned(),
+            Contender::Again => format!("{} again", relay(0)),
         }
     }
-    Ok(report)
-}
 
-async fn warm_up(arguments: &Arguments, topics: &Topics, floors: &Floors) -> anyhow::Result<()> {
-    say("warming the broker up")?;
-    let topic = topics.create().await?;
-    floors.produce(&topic, arguments.events.min(WARM_UP_EVENTS))?;
-    topics.delete(&topic).await
-}
+    /// Empties our table and fills it.
+    pub(crate) async fn load(&mut self, shape: Shape) -> anyhow::Result<Backlog> {
+        self.database.execute(&format!("truncate {}", Target::outboxd().table)).await?;
+        self.load_behind(shape).await
+    }
 
-async fn copy(servers: &Servers, backlog: &mut Backlog, events: u32) -> anyhow::Result<Run> {
-    let meter = Meter::start(servers)?;
-    let began = Instant::now();
-    let bytes = floors::copy(&mut backlog.connection).await?;
-    let seconds = began.elapsed().as_secs_f64();
-    let mut run = Run::new(What::Copy, events, f64::from(events) / seconds, &meter.read(Client::Floor)?);
-    run.bytes = Some(bytes);
-    Ok(run)
-}
+    /// Fills our table, which has to be empty but for what is not committed.
+    pub(crate) async fn load_behind(&mut self, shape: Shape) -> anyhow::Result<Backlog> {
+        let (database, target) = (&mut self.database, Target::outboxd());
+        let loaded = shape.add(database, &target, AGGREGATE_TYPE, 1).await?;
+        let expected = shape.expected(database, &target, 1).await?;
+        let floors = Floors::new(database, self.daemon.producer_settings(Haste::Bulk)?).await?;
+        Ok(Backlog { shape, loaded, expected, floors })
+    }
 
-async fn produce(servers: &Servers, topics: &Topics, floors: &Floors, events: u32) -> anyhow::Result<Run> {
-    let topic = topics.create().await?;
-    let meter = Meter::start(servers)?;
-    let seconds = floors.produce(&topic, events)?.as_secs_f64();
-    let run = Run::new(What::Producer, events, f64::from(events) / seconds, &meter.read(Client::Floor)?);
-    end_of_floor(topics, &topic, events).await?;
-    Ok(run)
-}
+    /// Runs one contender on the backlog. Other relays than ours have one of their own, of the same shape.
+    pub(crate) async fn run(&mut self, contender: Contender, backlog: &Backlog) -> anyhow::Result<Run> {
+        self.database.checkpoint().await?;
+        let run = match contender {
+            Contender::Copy => self.copy(backlog.shape.events).await,
+            Contender::Producer => self.produce(&backlog.floors, backlog.shape.events).await,
+            Contender::Pump => self.pump(&backlog.floors, backlog.shape.events).await,
+            Contender::Relay(at) => self.drain(at, backlog, Beside::Nothing).await,
+            Contender::Again => self.drain(0, backlog, Beside::Nothing).await,
+        };
+        run.map(|run| Run { what: self.name(contender), ..run })
+    }
 
-async fn pump(
-    servers: &Servers,
-    topics: &Topics,
-    floors: &Floors,
-    backlog: &mut Backlog,
-    events: u32,
-) -> anyhow::Result<Run> {
-    let topic = topics.create().await?;
-    let meter = Meter::start(servers)?;
-    let seconds = floors.pump(&topic, &mut backlog.connection).await?.as_secs_f64();
-    let run = Run::new(What::Pump, events, f64::from(events) / seconds, &meter.read(Client::Floor)?);
-    end_of_floor(topics, &topic, events).await?;
-    Ok(run)
-}
+    async fn copy(&mut self, events: u32) -> anyhow::Result<Run> {
+        let (meter, began) = (Meter::start(&self.servers, &Client::Floor)?, Instant::now());
+        let bytes = floors::copy(&mut self.database.connection).await?;
+        let seconds = began.elapsed().as_secs_f64();
+        let run = Run::new(events, Some(f64::from(events) / seconds), &meter.read(&Client::Floor)?);
+        Ok(Run { bytes: Some(bytes), ..run })
+    }
 
-async fn end_of_floor(topics: &Topics, topic: &str, events: u32) -> anyhow::Result<()> {
-    let found = topics.total(topic)?;
-    ensure!(found == u64::from(events), "{found} of {events} records are in the topic");
-    topics.delete(topic).await
-}
+    async fn produce(&mut self, floors: &Floors, events: u32) -> anyhow::Result<Run> {
+        let topic = self.topics.create().await?;
+        let meter = Meter::start(&self.servers, &Client::Floor)?;
+        let seconds = floors.produce(&topic, events)?.as_secs_f64();
+        let run = Run::new(events, Some(f64::from(events) / seconds), &meter.read(&Client::Floor)?);
+        self.end_of_floor(&topic, events).await?;
+        Ok(run)
+    }
 
-async fn drain(servers: &Servers, topics: &Topics, daemon: &Daemon, expected: &Expected) -> anyhow::Result<Run> {
-    let topic = topics.create().await?;
-    let (meter, began) = (Meter::start(servers)?, Instant::now());
-    let mut running = daemon.start(&Topics::template(&topic), &topic)?;
-    let watched = watch(topics, &topic, expected.count(), &mut running, began).await;
-    let (usage, memory) = (meter.read(Client::Daemon(running.pid()))?, running.peak_memory_bytes()?);
-    let ended = running.stop().await;
-    let watched = watched?;
-    ended?;
-    let found = topics.read_back(&topic, expected)?;
-    found.judge()?;
-    topics.delete(&topic).await?;
-    let rate = f64::from(watched.between) / watched.first_to_last.as_secs_f64();
-    let mut run = Run::new(What::Outboxd, expected.count(), rate, &usage);
-    run.with_start_per_second = Some(f64::from(expected.count()) / watched.with_start.as_secs_f64());
-    run.peak_memory_bytes = Some(memory);
-    run.duplicates = Some(found.duplicates);
-    Ok(run)
+    async fn pump(&mut self, floors: &Floors, events: u32) -> anyhow::Result<Run> {
+        let topic = self.topics.create().await?;
+        let meter = Meter::start(&self.servers, &Client::Floor)?;
+        let seconds = floors.pump(&topic, &mut self.database.connection).await?.as_secs_f64();
+        let run = Run::new(events, Some(f64::from(events) / seconds), &meter.read(&Client::Floor)?);
+        self.end_of_floor(&topic, events).await?;
+        Ok(run)
+    }
+
+    async fn end_of_floor(&self, topic: &str, events: u32) -> anyhow::Result<()> {
+        let found = self.topics.total(topic)?;
+        ensure!(found == u64::from(events), "{found} of {events} records are in the topic");
+        self.topics.delete(topic).await
+    }
+
+    /// Drains with a relay and forgets its place, also when the drain is void.
+    pub(crate) async fn drain(&mut self, at: usize, backlog: &Backlog, beside: Beside) -> anyhow::Result<Run> {
+        let drained = match self.relay(at)? {
+            Relay::Outboxd(_) => self.drain_ours(at, &backlog.expected).await,
+            Relay::Adapter(_) => self.drain_theirs(at, backlog.shape, beside).await,
+        };
+        let detached = self.relay(at)?.detach().await;
+        let run = drained?;
+        detached?;
+        Ok(run)
+    }
+
+    async fn drain_ours(&mut self, at: usize, expected: &Expected) -> anyhow::Result<Run> {
+        let topic = self.topics.create().await?;
+        self.measured(at, &topic, expected, Move::Begin).await
+    }
+
+    /// The table is filled while the relay is paused, with its place at the end of an empty one.
+    async fn drain_theirs(&mut self, at: usize, shape: Shape, beside: Beside) -> anyhow::Result<Run> {
+        let (target, warm_up) = self.readied(at).await?;
+        let topic = self.topics.create().await?;
+        let kind = self.relay(at)?.aggregate_type(&topic).to_owned();
+        self.database.execute(&format!("truncate {}", target.table)).await?;
+        let open = match beside {
+            Beside::Nothing => None,
+            Beside::OpenTransaction => Some(self.open_transaction(&target, &kind).await?),
+        };
+        shape.add(&mut self.database, &target, &kind, 1).await?;
+        let expected = shape.expected(&mut self.database, &target, 1).await?;
+        self.database.checkpoint().await?;
+        let run = self.measured(at, &topic, &expected, Move::Resume).await;
+        if let Some(open) = open {
+            open.close().await?;
+        }
+        self.topics.delete(&warm_up).await?;
+        run
+    }
+
+    /// Attaches another relay, warms it up by a drain and pauses it. Answers where its events are written, and the topic of
+    /// the warm-up, which has to stay: after a pause, some relays send their last event again.
+    pub(crate) async fn readied(&mut self, at: usize) -> anyhow::Result<(Target, String)> {
+        let Shape { payload_bytes, rows_per_transaction, streams, .. } = self.arguments.shape();
+        let events = WARM_UP_EVENTS.min(self.arguments.events);
+        let shape = Shape { events, payload_bytes, rows_per_transaction, streams };
+        let topic = self.topics.create().await?;
+        let relay = self.relay(at)?;
+        relay.attach(&topic).await?;
+        relay.pause().await?;
+        let (target, kind) = (relay.target().clone(), relay.aggregate_type(&topic).to_owned());
+        shape.load(&mut self.database, &target, &kind).await?;
+        let began = Instant::now();
+        self.relay(at)?.resume().await?;
+        self.watch(at, &topic, events, began).await.context("the warm-up failed")?;
+        self.relay(at)?.pause().await?;
+        Ok((target, topic))
+    }
+
+    /// A transaction that has written an event into this table and stays open until the connection is closed.
+    pub(crate) async fn open_transaction(&self, target: &Target, kind: &str) -> anyhow::Result<PgConnection> {
+        let mut connection = PgConnection::connect(&self.database.place()?.admin).await?;
+        let insert = target.insert(&Values {
+            event_id: "gen_random_uuid()",
+            aggregate_type: &format!("'{kind}'"),
+            aggregate_id: "'order-0'",
+            event_type: "'OrderPlaced'",
+            payload: "'{}'::jsonb",
+        });
+        connection.execute("begin").await?;
+        connection.execute(AssertSqlSafe(insert)).await?;
+        Ok(connection)
+    }
+
+    /// Sets a relay in motion, watches the topic until all events are there, pauses it, and reads them back.
+    pub(crate) async fn measured(
+        &mut self,
+        at: usize,
+        topic: &str,
+        expected: &Expected,
+        how: Move,
+    ) -> anyhow::Result<Run> {
+        let before = self.relay(at)?.processes();
+        meter::reset_peaks(&before)?;
+        let (meter, began) = (Meter::start(&self.servers, &Client::Relay(before))?, Instant::now());
+        match how {
+            Move::Begin => self.relay(at)?.begin(topic)?,
+            Move::Resume => self.relay(at)?.resume().await?,
+        }
+        let watched = self.watch(at, topic, expected.count(), began).await;
+        let processes = self.relay(at)?.processes();
+        let (memory, usage) = (meter::peak_memory_bytes(&processes)?, meter.read(&Client::Relay(processes))?);
+        let watched = watched?;
+        self.relay(at)?.pause().await?;
+        let found = self.topics.read_back(topic, expected)?;
+        found.judge()?;
+        self.topics.delete(topic).await?;
+        let rate = |events: u32, time: Duration| f64::from(events) / time.as_secs_f64();
+        let run = Run::new(expected.count(), watched.rate(), &usage);
+        Ok(Run {
+            what: self.relay(at)?.name().to_owned(),
+            with_start_per_second: Some(rate(expected.count(), watched.with_start)),
+            first_record_seconds: Some(watched.to_first.as_secs_f64()),
+            peak_memory_bytes: Some(memory),
+            duplicates: Some(found.duplicates),
+            ..run
+        })
+    }
+
+    /// The relay at this place of the list.
+    pub(crate) fn relay(&mut self, at: usize) -> anyhow::Result<&mut Relay> {
+        self.relays.get_mut(at).context("there is no such relay")
+    }
+
+    async fn watch(&mut self, at: usize, topic: &str, events: u32, began: Instant) -> anyhow::Result<Watched> {
+        let relay = self.relays.get_mut(at).context("there is no such relay")?;
+        let mut first = None;
+        let (mut moved, mut before) = (began, 0);
+        loop {
+            let (seen, now) = (self.topics.total(topic)?, Instant::now());
+            if seen > before {
+                (moved, before) = (now, seen);
+                first.get_or_insert((now, seen));
+            }
+            let (at, at_first) = first.unwrap_or((now, seen));
+            if seen >= u64::from(events) {
+                let between = u32::try_from(seen.saturating_sub(at_first)).context("more records than events")?;
+                return Ok(Watched { first_to_last: now - at, between, to_first: at - began, with_start: now - began });
+            }
+            relay.still_runs()?;
+            if now - moved >= PATIENCE {
+                bail!("no record for {PATIENCE:?}, {seen} of {events} came; end of the log:\n{}", relay.log_end());
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
 }
 
 /// What the end offsets said during a drain.
@@ -225,41 +302,15 @@ struct Watched {
     first_to_last: Duration,
     /// The records that came between these two looks.
     between: u32,
-    /// From the start of the process.
+    /// From the start to the first look that saw records.
+    to_first: Duration,
+    /// From the start of the process, or from when it was told to go on.
     with_start: Duration,
 }
 
-async fn watch(
-    topics: &Topics,
-    topic: &str,
-    events: u32,
-    running: &mut daemon::Running,
-    began: Instant,
-) -> anyhow::Result<Watched> {
-    let mut first = None;
-    let (mut moved, mut before) = (began, 0);
-    loop {
-        let (seen, now) = (topics.total(topic)?, Instant::now());
-        if seen > before {
-            (moved, before) = (now, seen);
-            first.get_or_insert((now, seen));
-        }
-        let (at, at_first) = first.unwrap_or((now, seen));
-        if seen >= u64::from(events) {
-            let between = u32::try_from(seen.saturating_sub(at_first)).context("more records than events")?;
-            ensure!(between > 0, "all records came between two looks: the backlog is too small to measure");
-            return Ok(Watched { first_to_last: now - at, between, with_start: now - began });
-        }
-        running.still_runs()?;
-        ensure!(
-            now - moved < PATIENCE,
-            "no record for {PATIENCE:?}, {seen} of {events} came; end of the log:\n{}",
-            running.log_end()
-        );
-        tokio::time::sleep(LOOK_EVERY).await;
+impl Watched {
+    /// Events per second from the first to the last. None if all came between two looks.
+    fn rate(&self) -> Option<f64> {
+        (self.between > 0).then(|| f64::from(self.between) / self.first_to_last.as_secs_f64())
     }
-}
-
-fn say(line: &str) -> anyhow::Result<()> {
-    writeln!(std::io::stderr(), "bench: {line}").context("cannot write to stderr")
 }

@@ -13,7 +13,7 @@ use sqlx::PgConnection;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::backlog::Backlog;
+use super::database::Database;
 use super::rows::{COPY, Row, Rows};
 
 /// Records kept in memory for the bare producer; a longer backlog is sent by going through them again.
@@ -83,9 +83,9 @@ impl Record {
 
 impl Floors {
     /// Reads the records for the producer from the backlog.
-    pub(crate) async fn new(backlog: &mut Backlog, properties: ClientConfig) -> anyhow::Result<Self> {
+    pub(crate) async fn new(database: &mut Database, properties: ClientConfig) -> anyhow::Result<Self> {
         let (mut records, mut bytes, mut rows) = (Vec::new(), 0_usize, Rows::default());
-        let mut pieces = backlog.connection.copy_out_raw(COPY).await?;
+        let mut pieces = database.connection.copy_out_raw(COPY).await?;
         while let Some(piece) = pieces.try_next().await? {
             rows.feed(&piece, |row| {
                 if bytes < MEMORY_BYTES {
@@ -98,11 +98,6 @@ impl Floors {
         rows.finish()?;
         ensure!(!records.is_empty(), "the backlog is empty");
         Ok(Self { properties, records })
-    }
-
-    /// What the producer is set to.
-    pub(crate) fn properties(&self) -> &ClientConfig {
-        &self.properties
     }
 
     /// Sends that many records from memory. Answers the time from the first to the last delivery report.

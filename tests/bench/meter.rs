@@ -57,20 +57,21 @@ pub(crate) struct Meter {
 }
 
 /// Who moves the events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Client {
     /// This process.
     Floor,
-    /// A process that was started after the meter.
-    Daemon(u32),
+    /// A relay, by the roots of its process tree. What was not there at the start of the meter counts from its own start.
+    Relay(Vec<u32>),
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Sample {
     bench: f64,
     postgres: f64,
     kafka: f64,
-    daemon: f64,
+    /// By root. What has ended since may still be found, as a zombie, and is none of what runs later.
+    relay: HashMap<u32, f64>,
     machine: Machine,
 }
 
@@ -85,9 +86,13 @@ struct Machine {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Usage {
     /// CPU seconds, of the user and of the system.
-    client: f64,
-    postgres: f64,
-    kafka: f64,
+    pub(crate) client: f64,
+    pub(crate) postgres: f64,
+    pub(crate) kafka: f64,
+    /// Of this process, whoever the client is.
+    pub(crate) bench: f64,
+    /// Of the machine's CPU time, what nobody used.
+    pub(crate) idle_percent: f64,
     /// Of the machine's CPU time, what went to processes that have no part in this.
     pub(crate) elsewhere_percent: f64,
     /// Of the machine's CPU time, what the host took.
@@ -96,23 +101,27 @@ pub(crate) struct Usage {
 
 impl Meter {
     /// Starts to measure.
-    pub(crate) fn start(servers: &Servers) -> anyhow::Result<Self> {
-        Ok(Self { at_start: sample(servers, Client::Floor)?, servers: servers.clone() })
+    pub(crate) fn start(servers: &Servers, client: &Client) -> anyhow::Result<Self> {
+        Ok(Self { at_start: sample(servers, client)?, servers: servers.clone() })
     }
 
     /// Tells what was used since the start.
-    pub(crate) fn read(&self, client: Client) -> anyhow::Result<Usage> {
-        let (now, then) = (sample(&self.servers, client)?, self.at_start);
+    pub(crate) fn read(&self, client: &Client) -> anyhow::Result<Usage> {
+        let (now, then) = (sample(&self.servers, client)?, &self.at_start);
         let since = |now: f64, then: f64| (now - then).max(0.0); // a backend that has just ended may be in neither reading
-        let (bench, daemon) = (since(now.bench, then.bench), now.daemon);
+        let before = |root: &u32| then.relay.get(root).copied().unwrap_or_default();
+        let relay: f64 = now.relay.iter().map(|(root, &seconds)| since(seconds, before(root))).sum();
+        let bench = since(now.bench, then.bench);
         let (postgres, kafka) = (since(now.postgres, then.postgres), since(now.kafka, then.kafka));
         let (all, busy) = (now.machine.all - then.machine.all, now.machine.busy - then.machine.busy);
         let percent = |part: f64| (100.0 * part / all.max(1.0 / TICKS_PER_SECOND)).max(0.0);
         Ok(Usage {
-            client: if client == Client::Floor { bench } else { daemon },
+            client: if *client == Client::Floor { bench } else { relay },
             postgres,
             kafka,
-            elsewhere_percent: percent(busy - bench - daemon - postgres - kafka),
+            bench,
+            idle_percent: percent(all - busy - (now.machine.stolen - then.machine.stolen)),
+            elsewhere_percent: percent(busy - bench - relay - postgres - kafka),
             stolen_percent: percent(now.machine.stolen - then.machine.stolen),
         })
     }
@@ -134,7 +143,7 @@ pub(crate) struct Cpu {
     pub(crate) kafka: f64,
 }
 
-fn sample(servers: &Servers, client: Client) -> anyhow::Result<Sample> {
+fn sample(servers: &Servers, client: &Client) -> anyhow::Result<Sample> {
     let (one, other) = (processes()?, processes()?);
     // The larger of two readings: a child that ends during one is in it neither by itself nor with its parent.
     let of = |pid| tree(&one, pid).max(tree(&other, pid));
@@ -142,7 +151,10 @@ fn sample(servers: &Servers, client: Client) -> anyhow::Result<Sample> {
         bench: other.get(&std::process::id()).map_or(0.0, |process| process.own),
         postgres: of(servers.postgres_pid),
         kafka: of(servers.kafka_pid),
-        daemon: if let Client::Daemon(pid) = client { of(pid) } else { 0.0 },
+        relay: match client {
+            Client::Relay(roots) => roots.iter().map(|&root| (root, of(root))).collect(),
+            Client::Floor => HashMap::new(),
+        },
         machine: machine()?,
     })
 }
@@ -194,10 +206,34 @@ fn machine() -> anyhow::Result<Machine> {
     Ok(Machine { all: all / TICKS_PER_SECOND, busy: busy / TICKS_PER_SECOND, stolen: stolen / TICKS_PER_SECOND })
 }
 
-/// The most memory that a process has had resident.
-pub(crate) fn peak_memory_bytes(pid: u32) -> anyhow::Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the process is gone")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kibibytes * 1024)
+/// Lets the peaks of memory start anew from what is resident now.
+pub(crate) fn reset_peaks(roots: &[u32]) -> anyhow::Result<()> {
+    for pid in below(roots)? {
+        // What ends in between needs no reset; the kernel refuses it for nothing of ours.
+        drop(fs::write(format!("/proc/{pid}/clear_refs"), "5"));
+    }
+    Ok(())
+}
+
+/// The most memory that each process of these trees has had resident, added up.
+pub(crate) fn peak_memory_bytes(roots: &[u32]) -> anyhow::Result<u64> {
+    let peaks = below(roots)?.into_iter().filter_map(peak);
+    Ok(peaks.sum::<u64>() * 1024)
+}
+
+/// In KiB; a process that has ended has none.
+fn peak(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.trim().trim_end_matches(" kB").parse().ok()
+}
+
+/// These processes and all that live below them.
+fn below(roots: &[u32]) -> anyhow::Result<Vec<u32>> {
+    let (all, mut found) = (processes()?, roots.to_vec());
+    let mut next = 0;
+    while let Some(&parent) = found.get(next) {
+        found.extend(all.iter().filter(|(_, process)| process.parent == parent).map(|(&pid, _)| pid));
+        next += 1;
+    }
+    Ok(found)
 }

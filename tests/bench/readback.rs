@@ -97,11 +97,11 @@ impl<'e> Found<'e> {
 
     /// Whether the drain counts.
     pub(crate) fn judge(&self) -> anyhow::Result<()> {
-        let Self { expected, distinct, unknown, out_of_order, astray, altered, .. } = self;
+        let Self { expected, distinct, duplicates, unknown, out_of_order, astray, altered, .. } = self;
         let lost = expected.count() - distinct;
         ensure!(
             [lost, *unknown, *out_of_order, *astray, *altered] == [0; 5],
-            "of {} committed events {distinct} are in the topic: lost {lost}, unknown {unknown}, out of order {out_of_order}, \
+            "of {} committed events {distinct} are in the topic: lost {lost}, duplicates {duplicates}, unknown {unknown}, out of order {out_of_order}, \
              under another key or in two partitions {astray}, with another payload {altered}",
             expected.count(),
         );

@@ -2,6 +2,8 @@
 
 #![cfg(test)]
 
+mod bench;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

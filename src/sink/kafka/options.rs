@@ -63,7 +63,7 @@ const OWNED: [(&str, &str, &str); 11] = [
 
 /// What the user may override.
 const DEFAULTS: [(&str, &str); 6] = [
-    ("linger.ms", "2"),
+    ("linger.ms", "0"),
     ("compression.type", "lz4"),
     ("reconnect.backoff.max.ms", "1000"),
     ("batch.num.messages", "10000"),

@@ -12,6 +12,7 @@ use crate::db::event::Columns;
 use crate::db::{self, DbError, Session, Witness};
 use crate::outbox::cursor::{Cursor, Extent};
 use crate::outbox::event::{Event, RowId};
+use crate::outbox::lsn::Lsn;
 use crate::outbox::snapshot::Snapshot;
 use futures::TryStreamExt;
 use pace::PageSize;
@@ -32,6 +33,8 @@ pub struct Poll {
     size: PageSize,
     /// The last id of the open window, once it is known: it costs a look, and holds as long as `t` does.
     upto: Option<(Snapshot, RowId)>,
+    /// How far the WAL had come when the open window was opened, if it was not on disk: what its pages need.
+    wal: Option<(Snapshot, Option<Lsn>)>,
     first: [String; 2],
     received: Arc<AtomicU64>,
 }
@@ -73,6 +76,7 @@ impl Poll {
             session,
             size,
             upto: None,
+            wal: None,
             first: [window::first(Cut::Never), window::first(Cut::AtBytes)],
             received: Arc::default(),
         }
@@ -119,7 +123,9 @@ impl Poll {
         }
         answer.may_be_cut(cut);
         let to = from.after_first(&seen, extent(answer.stopped_at));
-        batch(from, seen, answer, to)
+        let needs_wal = answer.flags.needs_wal().map_err(reading)?;
+        self.wal = Some((seen.clone(), needs_wal));
+        Ok(Batch { from: from.clone(), window_end: seen, events: answer.events, to, needs_wal })
     }
 
     async fn page(&mut self, from: &Cursor, s: &Snapshot, t: &Snapshot, after: RowId) -> Result<Batch, SourceError> {
@@ -136,7 +142,12 @@ impl Poll {
             _ => bound,
         };
         let to = from.after_page(behind, upto, extent(answer.stopped_at));
-        batch(from, t.clone(), answer, to)
+        let needs_wal = match &self.wal {
+            Some((known, needs_wal)) if known == t => *needs_wal,
+            _ => answer.flags.needs_wal().map_err(reading)?, // goes on after a restart
+        };
+        self.wal = Some((t.clone(), needs_wal));
+        Ok(Batch { from: from.clone(), window_end: t.clone(), events: answer.events, to, needs_wal })
     }
 
     /// Runs a prepared statement: the one that is run often, for few rows.
@@ -230,9 +241,11 @@ impl<'p> Receiving<'p> {
 
     fn take(&mut self, columns: &Columns<'_>) -> Result<(), SourceError> {
         self.count.fetch_add(1, Ordering::Relaxed);
-        if self.flags.is_none() {
+        if self.flags.is_some() {
+            return Err(SourceError::Disorder);
+        }
+        if let Some(flags) = Flags::of(columns).map_err(reading)? {
             // even an empty answer says which server gave it; another server's answer moves nothing
-            let flags = Flags::of(columns).map_err(reading)?;
             flags.answered.by(self.server).map_err(SourceError::Db)?;
             self.flags = Some(flags);
             return Ok(());
@@ -271,11 +284,6 @@ impl Answer {
             self.stopped_at = self.stopped_at.or(self.events.last().map(|event| event.id));
         }
     }
-}
-
-fn batch(from: &Cursor, window_end: Snapshot, answer: Answer, to: Cursor) -> Result<Batch, SourceError> {
-    let needs_wal = answer.flags.needs_wal().map_err(reading)?;
-    Ok(Batch { from: from.clone(), window_end, events: answer.events, to, needs_wal })
 }
 
 fn extent(stopped_at: Option<RowId>) -> Extent {

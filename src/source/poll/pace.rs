@@ -8,7 +8,11 @@ use std::time::Duration;
 pub struct Pace {
     bounds: Poll,
     pause: Duration,
+    empty_reads: u32,
 }
+
+/// Reads without an event before the pause grows: at 1,000 events a second one in eight finds none, and nobody should wait longer for that.
+const EMPTY_READS: u32 = 4;
 
 /// What a read brought, as far as the pace needs to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +28,7 @@ pub enum Traffic {
 impl Pace {
     /// Starts as if there were traffic.
     pub fn new(bounds: Poll) -> Self {
-        Self { pause: bounds.min, bounds }
+        Self { pause: bounds.min, bounds, empty_reads: 0 }
     }
 
     /// The pause before the next read.
@@ -32,14 +36,18 @@ impl Pace {
     /// | traffic | pause |
     /// |---|---|
     /// | more | none |
-    /// | some | `poll.min` |
+    /// | some, or none for the first few times | `poll.min` less what the read `took` |
     /// | none | doubled, up to `poll.max` |
-    pub fn after(&mut self, traffic: Traffic) -> Duration {
-        self.pause = match traffic {
-            Traffic::More => return Duration::ZERO,
-            Traffic::Some => self.bounds.min,
-            Traffic::None => self.pause.saturating_mul(2).min(self.bounds.max),
-        };
+    pub fn after(&mut self, traffic: Traffic, took: Duration) -> Duration {
+        self.empty_reads = if traffic == Traffic::None { self.empty_reads.saturating_add(1) } else { 0 };
+        if traffic == Traffic::More {
+            return Duration::ZERO;
+        }
+        if self.empty_reads <= EMPTY_READS {
+            self.pause = self.bounds.min;
+            return self.pause.saturating_sub(took);
+        }
+        self.pause = self.pause.saturating_mul(2).min(self.bounds.max);
         self.pause
     }
 }
@@ -98,16 +106,23 @@ mod tests {
     fn polls_often_under_traffic_and_rarely_when_idle() {
         let mut pace = Pace::new(Poll { min: Duration::from_millis(2), max: Duration::from_millis(9) });
         let steps = [
-            (Traffic::None, 4),
-            (Traffic::None, 8),
-            (Traffic::None, 9),
-            (Traffic::None, 9),
-            (Traffic::More, 0),
-            (Traffic::Some, 2),
-            (Traffic::None, 4),
+            (Traffic::None, 0, 2_000),
+            (Traffic::None, 1_000, 1_000),
+            (Traffic::None, 0, 2_000),
+            (Traffic::None, 0, 2_000),
+            (Traffic::None, 1_000, 4_000),
+            (Traffic::None, 1_000, 8_000),
+            (Traffic::None, 1_000, 9_000),
+            (Traffic::None, 1_000, 9_000),
+            (Traffic::More, 1_000, 0),
+            (Traffic::Some, 0, 2_000),
+            (Traffic::Some, 700, 1_300),
+            (Traffic::Some, 5_000, 0),
+            (Traffic::None, 0, 2_000),
         ];
-        for (traffic, millis) in steps {
-            assert_eq!(pace.after(traffic), Duration::from_millis(millis), "{traffic:?}");
+        for (traffic, took, pause) in steps {
+            let [took, pause] = [took, pause].map(Duration::from_micros);
+            assert_eq!(pace.after(traffic, took), pause, "{traffic:?} after {took:?}");
         }
     }
 

@@ -11,7 +11,7 @@
 //! * A page looks at a bounded range of ids: the last page of a window would filter everything newer.
 //! * No `order by` around the whole: it sorted complete rows, on disk where they are large. Nested loops, the only join that the
 //!   session allows, keep the order of the ids, and `union all` takes its branches one after the other; the reader checks that the
-//!   flags come first and each row behind the one before.
+//!   flags come last and each row behind the one before.
 //! * The flags are a row of their own: as columns of every event they cost Postgres a quarter of its time in a drain.
 
 use crate::db::Answered;
@@ -23,13 +23,15 @@ use serde::Deserialize;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
-/// Which server answered; how far its WAL has come, taken in this statement and so after its snapshot.
+/// Which server answered.
 const FLAGS: &str = "'standby', pg_is_in_recovery(), 'pid', pg_backend_pid(),
-       'timeline', case when not pg_is_in_recovery() then substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end,
-       'needs_wal', case when not pg_is_in_recovery() then pg_current_wal_insert_lsn()::text end,
-       'flushed', case when not pg_is_in_recovery() then pg_current_wal_flush_lsn()::text end";
+       'timeline', case when not pg_is_in_recovery() then substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end";
 
-/// The first row of an answer is no event: it has no id, and the flags are its headers.
+/// How far the WAL of a window has come.
+const WAL: &str = "case when not pg_is_in_recovery() then pg_current_wal_insert_lsn() end";
+const FLUSHED: &str = "case when not pg_is_in_recovery() then pg_current_wal_flush_lsn() end";
+
+/// The last row of an answer is no event: it has no id, and the flags are its headers.
 fn flags_row(flags: &str) -> String {
     format!(
         "select null::bigint as id, null::timestamptz as created_at, null::bigint as sequence, null::uuid as event_id,
@@ -50,14 +52,21 @@ pub enum Cut {
     AtBytes,
 }
 
-/// Opens a window. `$1` S, `$2` n, with [`Cut::AtBytes`] also `$3` bytes. Returns the flags and up to n + 1 events.
+/// Opens a window. `$1` S, `$2` n, with [`Cut::AtBytes`] also `$3` bytes. Returns up to n + 1 events and the flags.
+///
+/// Where there are events it waits up to 3 ms until the WAL is on disk to where it was behind the snapshot: so long most commits take
+/// to be flushed, and asking for it in a statement of its own took longer. `0 * n`: without it the sleep would be run once for all.
 pub fn first(cut: Cut) -> String {
     let rows = match cut {
         Cut::Never => "w join outbox.events using (id)".to_owned(),
         Cut::AtBytes => cut_window("$3"),
     };
+    let flags = flags_row(&format!(
+        "{FLAGS}, 'needs_wal', now.wal::text, 'flushed', (select max(place)::text from looks),
+       'seen', now.s::text, 'clean', pg_current_xact_id_if_assigned() is null"
+    ));
     format!(
-        "with now as materialized (select pg_current_snapshot() as s),
+        "with recursive now as materialized (select pg_current_snapshot() as s, {WAL} as wal),
      late as materialized (  -- in progress at S, ended since
        select x from now, pg_snapshot_xip($1::text::pg_snapshot) as x where pg_visible_in_snapshot(x, now.s)),
      w as materialized (  -- ids only
@@ -67,11 +76,15 @@ pub fn first(cut: Cut) -> String {
           union all
          select r.id from late cross join lateral (
            select id from outbox.events where xid >= late.x and xid <= late.x offset 0) r offset 0) i
-        order by id limit $2::bigint + 1)
-{flags} from now
+        order by id limit $2::bigint + 1),
+     looks as (
+       select {FLUSHED} as place, 0 as n
+        union all
+       select {FLUSHED}, n + 1 from looks cross join lateral pg_sleep(0.001 + 0 * n)
+        where place < (select wal from now) and n < 3 and exists (select from w))
+select {COLUMNS} from {rows}
 union all
-select {COLUMNS} from {rows}",
-        flags = flags_row(&format!("{FLAGS}, 'seen', now.s::text, 'clean', pg_current_xact_id_if_assigned() is null"))
+{flags} from now"
     )
 }
 
@@ -101,7 +114,8 @@ pub fn page(page: &Page<'_>) -> String {
          order by id limit {rows}) p"
     );
     let events = cut_bytes.map_or_else(|| events.clone(), |bytes| cut_page(&events, &bytes.to_string()));
-    format!("{flags}\nunion all\nselect {COLUMNS} from {events}", flags = flags_row(FLAGS))
+    let flags = flags_row(&format!("{FLAGS}, 'needs_wal', ({WAL})::text, 'flushed', ({FLUSHED})::text"));
+    format!("select {COLUMNS} from {events}\nunion all\n{flags}")
 }
 
 /// The window's ids are sorted once more with their weights: asked for complete rows in order, the planner, which may not sort,
@@ -150,13 +164,16 @@ pub struct Flags {
 }
 
 impl Flags {
-    /// Reads the first row of an answer.
+    /// Reads them from the last row of an answer; `None` if it is an event.
     ///
     /// # Errors
     /// It does not hold them.
-    pub fn of(columns: &Columns<'_>) -> Result<Self, sqlx::Error> {
-        let (None, Some(json)) = (columns[0], columns[10]) else { return Err(sqlx::Error::RowNotFound) };
-        serde_json::from_slice(jsonb(json)?).map_err(|error| sqlx::Error::Decode(Box::new(error)))
+    pub fn of(columns: &Columns<'_>) -> Result<Option<Self>, sqlx::Error> {
+        if columns[0].is_some() {
+            return Ok(None);
+        }
+        let json = columns[10].ok_or(sqlx::Error::RowNotFound)?;
+        serde_json::from_slice(jsonb(json)?).map(Some).map_err(|error| sqlx::Error::Decode(Box::new(error)))
     }
 
     /// The WAL's end after the snapshot was taken, if it was not on disk up to there.
