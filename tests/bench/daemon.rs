@@ -30,6 +30,13 @@ pub(crate) enum Start {
     Latest,
 }
 
+/// What is done to a doorbell.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Hang {
+    Up,
+    Down,
+}
+
 /// Settings that are laid over those that each run has, and what the daemon is called with them. By default none.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Variant {
@@ -71,6 +78,19 @@ impl Daemon {
     /// What it is called in tables.
     pub(crate) fn name(&self) -> &str {
         self.variant.name.as_deref().unwrap_or("outboxd")
+    }
+
+    /// Hangs the doorbell of an outbox up, or takes it down; nothing to do unless the variant has one.
+    pub(crate) async fn doorbell(&self, admin_url: &str, outbox: &str, hang: Hang) -> anyhow::Result<()> {
+        let outboxes = self.variant.settings.get("outbox").and_then(|outbox| outbox.get("doorbell"));
+        if outboxes.and_then(toml::Value::as_bool) != Some(true) {
+            return Ok(());
+        }
+        let options: &[&str] = match hang {
+            Hang::Up => &["--doorbell", outbox, "--allow-prepared-transactions"], // the server allows them, nobody makes one
+            Hang::Down => &["--no-doorbell", outbox],
+        };
+        migrate(&self.binary, admin_url, options).await
     }
 
     /// What it calls itself.
@@ -149,8 +169,8 @@ fn lay_over(under: &mut toml::Table, over: &toml::Table) {
 }
 
 /// Runs `outboxd migrate` on a database.
-pub(crate) async fn migrate(binary: &Path, admin_url: &str) -> anyhow::Result<()> {
-    let output = command(binary).arg("migrate").env("OUTBOXD_ADMIN_URL", admin_url).output().await;
+pub(crate) async fn migrate(binary: &Path, admin_url: &str, options: &[&str]) -> anyhow::Result<()> {
+    let output = command(binary).arg("migrate").args(options).env("OUTBOXD_ADMIN_URL", admin_url).output().await;
     let output = output.with_context(|| format!("cannot start {}", binary.display()))?;
     ensure!(output.status.success(), "outboxd migrate failed: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())

@@ -65,7 +65,7 @@ impl Database {
 }
 
 async fn prepare(url: &Url, role: &str, binary: &Path) -> anyhow::Result<PgConnection> {
-    daemon::migrate(binary, url.as_str()).await?;
+    daemon::migrate(binary, url.as_str(), &[]).await?;
     let mut connection = connect(url).await?;
     execute(&mut connection, &format!("grant outbox_relay, pg_monitor to {role}")).await?;
     execute(&mut connection, "set max_parallel_workers_per_gather = 0").await?; // as the daemon reads

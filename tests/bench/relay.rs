@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::adapter::Adapter;
-use super::daemon::{Daemon, Running, Start, Variant};
+use super::daemon::{Daemon, Hang, Running, Start, Variant};
 use super::meter::Servers;
 use super::topics::AGGREGATE_TYPE;
 
@@ -231,6 +231,7 @@ impl Outboxd {
     async fn attach(&mut self, topic: &str) -> anyhow::Result<()> {
         self.begin(topic, Start::Latest)?;
         let outbox = self.outbox()?;
+        self.daemon.doorbell(&self.admin, outbox, Hang::Up).await?;
         until(&self.admin, &format!("{CURSOR}'{outbox}')"), Answer::Yes).await.with_context(|| self.log_end())
     }
 
@@ -251,6 +252,7 @@ impl Outboxd {
     async fn detach(&mut self) -> anyhow::Result<()> {
         let (route, paused) = (self.route.take(), self.pause().await);
         if let Some(Route { outbox, .. }) = route {
+            self.daemon.doorbell(&self.admin, &outbox, Hang::Down).await?;
             execute(&self.admin, &format!("{FORGET}'{outbox}'")).await?;
         }
         paused

@@ -29,7 +29,7 @@ const COPIES: u64 = 4;
 const FULL: i64 = 3_000;
 
 /// Events that are published before Kafka goes.
-const FIRST: i64 = 100;
+const FIRST: i64 = 600;
 
 /// How much is tried: little in the everyday run, the whole promise under `OUTBOXD_FAULTS=long`.
 fn extent() -> (i64, Duration) {
@@ -77,7 +77,7 @@ async fn a_backlog_without_kafka(name: &str, count: i64, away: Duration, large: 
     let mut relay = Relay::new(&database.url(Role::Relay), &kafka).await;
     relay.start();
     relay.ready().await;
-    write_large(&database, FIRST, BYTES).await; // enough that the producer is known in every partition
+    write_large(&database, FIRST, BYTES).await; // a backlog: enough that its producer is known in every partition
     published(&relay, FIRST).await;
     let before = Memory::of(&mut relay);
 
