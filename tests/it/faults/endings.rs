@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-use super::scene::{IN_FLIGHT, MARGIN, Scene, Server, is};
+use super::scene::{MARGIN, Scene, Server, is};
 use crate::support::eventually::PATIENCE;
 use crate::support::proxy::{Direction, Flow};
 use crate::support::servers::Servers;
