@@ -81,11 +81,14 @@ impl Waker {
 
     /// Waits until it is time for the next read, when the last one `took` so long.
     pub async fn wait(&mut self, traffic: Traffic, took: Duration) {
-        let pause = self.pace.after(traffic, took);
+        let pause = match self.pace.after(traffic, took) {
+            Duration::ZERO => Duration::ZERO,
+            pause => pause.saturating_sub(TIMER_SLACK).max(SHORTEST),
+        };
         match &mut self.bell {
             Some(bell) => bell.wait(traffic, pause).await,
             None if pause.is_zero() => {}
-            None => tokio::time::sleep(pause.saturating_sub(TIMER_SLACK).max(SHORTEST)).await,
+            None => tokio::time::sleep(pause).await,
         }
     }
 

@@ -3,6 +3,7 @@
 pub mod error;
 pub mod options;
 pub mod partition;
+pub mod polled;
 pub mod report;
 pub mod topics;
 
@@ -11,11 +12,11 @@ use crate::config::kafka::Kafka;
 use crate::routing::Rejection;
 use crate::routing::record::Record;
 use options::{Haste, Tuning};
-use rdkafka::ClientConfig;
+use polled::Polled;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer, PurgeConfig, ThreadedProducer};
-use report::{Context, Reports};
+use rdkafka::producer::{BaseRecord, Producer, PurgeConfig};
+use report::Reports;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -23,9 +24,9 @@ use tokio::time::Instant;
 /// Sends records with one idempotent producer at a time: one for events that come as they are written, one for a backlog.
 pub struct KafkaSink {
     config: Kafka,
-    soon: ThreadedProducer<Context>,
+    soon: Polled,
     /// Made at the first backlog.
-    bulk: Option<ThreadedProducer<Context>>,
+    bulk: Option<Polled>,
     haste: Haste,
     reports: Arc<Reports>,
     tuning: Tuning,
@@ -90,7 +91,7 @@ impl KafkaSink {
     /// A property that librdkafka does not take.
     pub fn new(config: &Kafka, tuning: Tuning, generation: Generation) -> Result<Self, SendError> {
         let reports = Arc::new(Reports::default());
-        let soon = start(&options::producer(config, tuning), &reports)?;
+        let soon = Polled::start(&options::producer(config, tuning), &reports)?;
         Ok(Self { config: config.clone(), soon, bulk: None, haste: Haste::Soon, reports, tuning, generation })
     }
 
@@ -120,13 +121,13 @@ impl KafkaSink {
     /// A property that librdkafka does not take.
     pub fn switch(&mut self, haste: Haste) -> Result<(), SendError> {
         if haste == Haste::Bulk && self.bulk.is_none() {
-            self.bulk = Some(start(&options::bulk_producer(&self.config, self.tuning), &self.reports)?);
+            self.bulk = Some(Polled::start(&options::bulk_producer(&self.config, self.tuning), &self.reports)?);
         }
         self.haste = haste;
         Ok(())
     }
 
-    fn producer(&self) -> &ThreadedProducer<Context> {
+    fn producer(&self) -> &Polled {
         self.bulk.as_ref().filter(|_| self.haste == Haste::Bulk).unwrap_or(&self.soon)
     }
 
@@ -187,11 +188,6 @@ impl KafkaSink {
         reports.take(&mut last);
         last
     }
-}
-
-fn start(properties: &ClientConfig, reports: &Arc<Reports>) -> Result<ThreadedProducer<Context>, SendError> {
-    let started = properties.create_with_context(Context::new(Arc::clone(reports)));
-    started.map_err(|failure| error::describe("kafka.properties", &failure))
 }
 
 fn headers(record: &Record<'_>) -> OwnedHeaders {

@@ -172,7 +172,7 @@ async fn after_a_panic_in_an_answer_over_http_the_lanes_save() {
     scene.ends_well(begun, "", 0, 2 * EVENTS).await;
 }
 
-/// That thread is librdkafka's client's, which nobody joins: the lane would wait for its reports for ever.
+/// Nobody joins that thread while a lane works: it would wait for its reports for ever.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_panic_of_the_producers_thread_ends_the_process() {
     const NAME: &str = "a_panic_of_the_producers_thread";
@@ -182,7 +182,7 @@ async fn a_panic_of_the_producers_thread_ends_the_process() {
     let kafka = Kafka::create_on(servers.kafka(), NAME);
     kafka.create_topic("order", 1).await;
     let relay = Relay::new(&database.url(Role::Relay), &kafka).await.set("log.filter", "info,librdkafka=debug");
-    let mut relay = fault.on(relay, "producer");
+    let mut relay = fault.on(relay, "kafka reports");
     relay.start();
     relay.ready().await;
     write_orders(&database, EVENTS).await;
@@ -193,5 +193,5 @@ async fn a_panic_of_the_producers_thread_ends_the_process() {
     assert_eq!(relay.exit_code().await, Some(70));
     assert!(begun.elapsed() < SECONDS, "{:?}", begun.elapsed());
     let panics = logged(&relay, "panic: a bug in outboxd, please").await;
-    assert_eq!(panics[0]["thread"], "producer polling thread", "{panics:?}");
+    assert_eq!(panics[0]["thread"], "kafka reports", "{panics:?}");
 }
