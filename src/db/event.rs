@@ -38,7 +38,7 @@ pub fn event(columns: &Columns<'_>) -> Result<Event, sqlx::Error> {
     };
     Ok(Event {
         id: RowId::new(number(there(id)?)?),
-        created_at: Micros(number(there(created_at)?)?.saturating_add(EPOCH_MICROS)),
+        created_at: micros(there(created_at)?)?,
         sequence: sequence.map(number).transpose()?.and_then(Sequence::new),
         event_id: uuid(there(event_id)?)?,
         previous_event_id: previous.map(uuid).transpose()?,
@@ -54,7 +54,15 @@ fn there(column: Option<&[u8]>) -> Result<&[u8], sqlx::Error> {
     column.ok_or_else(|| sqlx::Error::Decode("a column of an event is null that never is".into()))
 }
 
-/// A bigint, and a timestamptz: microseconds since 2000-01-01.
+/// A timestamptz: microseconds since 2000-01-01.
+///
+/// # Errors
+/// It is none.
+pub fn micros(bytes: &[u8]) -> Result<Micros, sqlx::Error> {
+    Ok(Micros(number(bytes)?.saturating_add(EPOCH_MICROS)))
+}
+
+/// A bigint.
 fn number(bytes: &[u8]) -> Result<i64, sqlx::Error> {
     <[u8; 8]>::try_from(bytes).map(i64::from_be_bytes).map_err(decode)
 }
@@ -68,6 +76,9 @@ fn text(bytes: &[u8]) -> Result<String, sqlx::Error> {
 }
 
 /// The text of a jsonb: in binary format it is a version byte, always 1, and the text (`jsonb_send`).
+///
+/// # Errors
+/// It is of another version, or none.
 pub fn jsonb(bytes: &[u8]) -> Result<&[u8], sqlx::Error> {
     bytes.strip_prefix(&[1]).ok_or_else(|| sqlx::Error::Decode("expected jsonb in binary format, version 1".into()))
 }

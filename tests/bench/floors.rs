@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::database::Database;
-use super::rows::{COPY, Row, Rows};
+use super::rows::{self, Row, Rows};
 
 /// Records kept in memory for the bare producer; a longer backlog is sent by going through them again.
 const MEMORY_BYTES: usize = 256 << 20;
@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Reads all rows and throws them away. Answers how many bytes they were.
 pub(crate) async fn copy(connection: &mut PgConnection) -> anyhow::Result<u64> {
-    let mut pieces = connection.copy_out_raw(COPY).await?;
+    let mut pieces = connection.copy_out_raw(&rows::copy()).await?;
     let mut bytes = 0;
     while let Some(piece) = pieces.try_next().await? {
         bytes += u64::try_from(piece.len())?;
@@ -85,7 +85,7 @@ impl Floors {
     /// Reads the records for the producer from the backlog.
     pub(crate) async fn new(database: &mut Database, properties: ClientConfig) -> anyhow::Result<Self> {
         let (mut records, mut bytes, mut rows) = (Vec::new(), 0_usize, Rows::default());
-        let mut pieces = database.connection.copy_out_raw(COPY).await?;
+        let mut pieces = database.connection.copy_out_raw(&rows::copy()).await?;
         while let Some(piece) = pieces.try_next().await? {
             rows.feed(&piece, |row| {
                 if bytes < MEMORY_BYTES {
@@ -115,7 +115,7 @@ impl Floors {
     pub(crate) async fn pump(&self, topic: &str, connection: &mut PgConnection) -> anyhow::Result<Duration> {
         let (mut sender, mut rows) = (Sender::connect(&self.properties, topic)?, Rows::default());
         let began = Instant::now();
-        let mut pieces = connection.copy_out_raw(COPY).await?;
+        let mut pieces = connection.copy_out_raw(&rows::copy()).await?;
         while let Some(piece) = pieces.try_next().await? {
             rows.feed(&piece, |row| sender.send(&row))?;
         }
