@@ -108,10 +108,9 @@ impl Daemon {
             care: Care::Batched,
             socket_timeout: Terms::of(config.relay.lease).socket_timeout,
         };
-        Ok(match haste {
-            Haste::Soon => options::producer(&config.kafka, tuning),
-            Haste::Bulk => options::bulk_producer(&config.kafka, tuning),
-        })
+        let bulk = Some(haste).filter(|haste| *haste == Haste::Bulk);
+        let properties = bulk.and_then(|_| options::bulk_producer(&config.kafka, tuning));
+        Ok(properties.unwrap_or_else(|| options::producer(&config.kafka, tuning)))
     }
 
     /// Starts it on an outbox, whose cursor begins there if it is new.

@@ -179,11 +179,7 @@ impl<'l> Sender<'l> {
     /// Takes a batch, when there is none.
     pub fn take(&mut self, batch: Batch) {
         let end_mark = batch.end_mark().cloned();
-        let haste = match batch.is_small_window() {
-            true if batch.events.is_empty() => self.sink.haste(),
-            true => Haste::Soon,
-            false => Haste::Bulk,
-        };
+        let haste = if batch.is_small_window() { Haste::Soon } else { Haste::Bulk };
         let Batch { from, window_end, events, needs_wal, .. } = batch;
         let needs_wal = needs_wal.filter(|_| !events.is_empty());
         let events = events.into_iter();
@@ -212,9 +208,9 @@ impl<'l> Sender<'l> {
     fn can_send_batch(&self, flushed: Option<Lsn>) -> bool {
         self.current.as_ref().filter(|current| current.needs_wal.is_none() || flushed >= current.needs_wal).is_some_and(
             |current| {
-                let fits = |event: &Event| self.has_room(event);
                 let switches = self.sink.should_switch(current.haste) && self.ledger.open_events() > 0;
-                current.begun.is_some() || !switches && current.events.as_slice().first().is_none_or(fits)
+                let may_go = |event: &Event| !switches && self.has_room(event);
+                current.begun.is_some() || current.events.as_slice().first().is_none_or(may_go)
             },
         )
     }

@@ -13,6 +13,7 @@ use crate::routing::Rejection;
 use crate::routing::record::Record;
 use options::{Haste, Tuning};
 use polled::Polled;
+use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, PurgeConfig};
@@ -23,8 +24,9 @@ use tokio::time::Instant;
 
 /// Sends records with one idempotent producer at a time: one for events that come as they are written, one for a backlog.
 pub struct KafkaSink {
-    config: Kafka,
     soon: Polled,
+    /// Of the producer for backlogs, if there is to be one.
+    bulk_properties: Option<ClientConfig>,
     /// Made at the first backlog.
     bulk: Option<Polled>,
     haste: Haste,
@@ -92,7 +94,8 @@ impl KafkaSink {
     pub fn new(config: &Kafka, tuning: Tuning, generation: Generation) -> Result<Self, SendError> {
         let reports = Arc::new(Reports::default());
         let soon = Polled::start(&options::producer(config, tuning), &reports)?;
-        Ok(Self { config: config.clone(), soon, bulk: None, haste: Haste::Soon, reports, tuning, generation })
+        let bulk_properties = options::bulk_producer(config, tuning);
+        Ok(Self { soon, bulk_properties, bulk: None, haste: Haste::Soon, reports, tuning, generation })
     }
 
     /// Under which its tokens are made.
@@ -112,7 +115,7 @@ impl KafkaSink {
 
     /// Whether records of a batch should travel with another producer than those before.
     pub fn should_switch(&self, haste: Haste) -> bool {
-        self.haste != haste && options::has_bulk(&self.config, self.tuning)
+        self.haste != haste && self.bulk_properties.is_some()
     }
 
     /// Sends with the other producer from now on. Nothing may be under way: the two know nothing of each other's order.
@@ -120,8 +123,11 @@ impl KafkaSink {
     /// # Errors
     /// A property that librdkafka does not take.
     pub fn switch(&mut self, haste: Haste) -> Result<(), SendError> {
-        if haste == Haste::Bulk && self.bulk.is_none() {
-            self.bulk = Some(Polled::start(&options::bulk_producer(&self.config, self.tuning), &self.reports)?);
+        if haste == Haste::Bulk
+            && self.bulk.is_none()
+            && let Some(properties) = &self.bulk_properties
+        {
+            self.bulk = Some(Polled::start(properties, &self.reports)?);
         }
         self.haste = haste;
         Ok(())

@@ -95,18 +95,14 @@ pub fn verify(config: &Kafka) -> Result<(), SendError> {
     taken.map(drop).map_err(|failure| error::describe("kafka.properties", &failure))
 }
 
-/// Whether a backlog is sent with properties of its own.
-pub fn has_bulk(config: &Kafka, tuning: Tuning) -> bool {
-    tuning.care == Care::Batched && !config.properties.iter().any(|(name, _)| name == "linger.ms")
-}
-
-/// Properties of a lane's producer for a backlog.
-pub fn bulk_producer(config: &Kafka, tuning: Tuning) -> ClientConfig {
-    let mut properties = producer(config, tuning);
-    if has_bulk(config, tuning) {
+/// Properties of a lane's producer for a backlog; `None` if one producer sends all.
+pub fn bulk_producer(config: &Kafka, tuning: Tuning) -> Option<ClientConfig> {
+    let is_configured = config.properties.iter().any(|(name, _)| name == "linger.ms");
+    (tuning.care == Care::Batched && !is_configured).then(|| {
+        let mut properties = producer(config, tuning);
         properties.set("linger.ms", BULK_LINGER_MS);
-    }
-    properties
+        properties
+    })
 }
 
 /// Properties of a lane's producer. Its queue has no bound that bites: the ledger bounds what waits in it.
