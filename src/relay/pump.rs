@@ -329,7 +329,7 @@ impl<'l> Pump<'l> {
     fn next_time(&self) -> Instant {
         let (sender, saving) = (&self.sender, &self.saving);
         let times = [
-            saving.next_time(self.urgency(), sender.needs_wal()),
+            saving.next_time(self.urgency()),
             sender.standing.as_ref().map(|standing| standing.retry_at).filter(|_| !sender.inquiry.is_busy()),
             sender.inquiry.next_time(),
             (saving.is_free() && self.stop_by.is_none() && !sender.parked.is_empty()).then_some(self.look_at),

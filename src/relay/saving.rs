@@ -201,9 +201,8 @@ impl Saving {
     }
 
     /// When [`Saving::start`] has something to do; `None` while a statement is under way.
-    pub fn next_time(&self, urgency: Urgency, needs_wal: Option<Lsn>) -> Option<Instant> {
-        let due_at = if self.has_flushed(needs_wal) { self.save_due_at(urgency) } else { self.saved_at };
-        self.writer.as_ref().map(|_| due_at)
+    pub fn next_time(&self, urgency: Urgency) -> Option<Instant> {
+        self.writer.as_ref().map(|_| self.save_due_at(urgency))
     }
 
     /// Takes the connection back from a statement, and says what came of it.

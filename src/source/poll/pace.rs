@@ -31,6 +31,11 @@ impl Pace {
         Self { pause: bounds.min, bounds, empty_reads: 0 }
     }
 
+    /// How many reads in a row brought nothing.
+    pub fn empty_reads(&self) -> u32 {
+        self.empty_reads
+    }
+
     /// The pause before the next read.
     ///
     /// | traffic | pause |

@@ -14,6 +14,7 @@
 //!   flags come last and each row behind the one before.
 //! * The flags are a row of their own: as columns of every event they cost Postgres a quarter of its time in a drain.
 
+use super::flush;
 use crate::db::Answered;
 use crate::db::event::{COLUMNS, Columns, jsonb};
 use crate::outbox::event::RowId;
@@ -54,8 +55,8 @@ pub enum Cut {
 
 /// Opens a window. `$1` S, `$2` n, with [`Cut::AtBytes`] also `$3` bytes. Returns up to n + 1 events and the flags.
 ///
-/// Where there are events it waits up to 3 ms until the WAL is on disk to where it was behind the snapshot: so long most commits take
-/// to be flushed, and asking for it in a statement of its own took longer. `0 * n`: without it the sleep would be run once for all.
+/// Where there are events it waits a little until the WAL is on disk to where it was behind the snapshot: a statement of its own for
+/// that took longer.
 pub fn first(cut: Cut) -> String {
     let rows = match cut {
         Cut::Never => "w join outbox.events using (id)".to_owned(),
@@ -65,6 +66,7 @@ pub fn first(cut: Cut) -> String {
         "{FLAGS}, 'needs_wal', now.wal::text, 'flushed', (select max(place)::text from looks),
        'seen', now.s::text, 'clean', pg_current_xact_id_if_assigned() is null"
     ));
+    let looks = flush::looks(FLUSHED, "(select wal from now where exists (select from w))");
     format!(
         "with recursive now as materialized (select pg_current_snapshot() as s, {WAL} as wal),
      late as materialized (  -- in progress at S, ended since
@@ -77,11 +79,7 @@ pub fn first(cut: Cut) -> String {
          select r.id from late cross join lateral (
            select id from outbox.events where xid >= late.x and xid <= late.x offset 0) r offset 0) i
         order by id limit $2::bigint + 1),
-     looks as (
-       select {FLUSHED} as place, 0 as n
-        union all
-       select {FLUSHED}, n + 1 from looks cross join lateral pg_sleep(0.001 + 0 * n)
-        where place < (select wal from now) and n < 3 and exists (select from w))
+     {looks}
 select {COLUMNS} from {rows}
 union all
 {flags} from now"
