@@ -1,7 +1,7 @@
 /* Makes Rust code of a process panic once, at a chosen place, without a line for it in the program: the clock fails, and
  * `Instant::now` and `SystemTime::now` cannot report that. Preloaded; see panics.rs.
  *
- * FAULT_MARKER: fails for the thread that has just received these words over the network.
+ * FAULT_MARKER: fails for the thread that has just received something on a connection over which these words came.
  * FAULT_FILE, FAULT_THREAD: while the file exists, fails for the threads whose names begin so and that ask for the date. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -35,11 +35,28 @@ int clock_gettime(clockid_t clock, struct timespec *now) {
   return (int)syscall(SYS_clock_gettime, clock, now);
 }
 
+static int ends_with(const char *buffer, ssize_t length, const char *end, ssize_t size) {
+  return length >= size && memcmp(buffer + length - size, end, (size_t)size) == 0;
+}
+
+/* The words and the end of an answer may come in different pieces, and between two pieces a thread may do something else,
+ * for which a clock that fails is no panic. So a connection that has had the words stays chosen, and it arms a thread with
+ * the end of an answer (ReadyForQuery of Postgres, the empty line of HTTP), until that thread sends or receives again. */
 ssize_t recv(int socket, void *buffer, size_t size, int flags) {
   static ssize_t (*next)(int, void *, size_t, int);
+  static atomic_int chosen = -1;
   if (next == NULL) *(void **)&next = dlsym(RTLD_NEXT, "recv");
   ssize_t length = next(socket, buffer, size, flags);
   const char *marker = getenv("FAULT_MARKER");
-  armed = marker != NULL && length > 0 && !spent && memmem(buffer, (size_t)length, marker, strlen(marker)) != NULL;
+  if (marker != NULL && length > 0 && memmem(buffer, (size_t)length, marker, strlen(marker)) != NULL) chosen = socket;
+  int is_complete = ends_with(buffer, length - 1, "Z\0\0\0\5", 5) || ends_with(buffer, length, "\r\n\r\n", 4);
+  armed = chosen == socket && is_complete && !spent;
   return length;
+}
+
+ssize_t send(int socket, const void *buffer, size_t size, int flags) {
+  static ssize_t (*next)(int, const void *, size_t, int);
+  if (next == NULL) *(void **)&next = dlsym(RTLD_NEXT, "send");
+  armed = 0;
+  return next(socket, buffer, size, flags);
 }

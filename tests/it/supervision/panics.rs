@@ -136,7 +136,7 @@ async fn a_panic_of_a_reader_ends_its_lane_and_the_other_one_saves() {
     let begun = Instant::now();
     let mark = format!("select 'order', '1', 'Placed', '{{\"why\": \"{MARKER}\"}}'::jsonb");
     let rows =
-        format!("select 'order', (n % 10)::text, 'Placed', '{{}}' from generate_series(1, 500) n union all {mark}");
+        format!("{mark} union all select 'order', (n % 10)::text, 'Placed', '{{}}' from generate_series(1, 500) n");
     let columns = "aggregate_type, aggregate_id, event_type, payload";
     write(&scene.database, &format!("insert into outbox.events ({columns}) {rows}")).await;
     scene.ends_well(begun, "lane ", 1, EVENTS + 501).await;
