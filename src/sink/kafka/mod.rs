@@ -48,6 +48,9 @@ impl std::fmt::Debug for KafkaSink {
 const RECORD_OVERHEAD_BYTES: usize = 36;
 const BATCH_OVERHEAD_BYTES: usize = 61;
 
+/// What was purged is reported at once; nobody waits longer for that.
+const PURGING: Duration = Duration::from_secs(1);
+
 /// Refuses a record that the topic cannot take, before it travels: in flight its failure would let later records of its stream pass.
 ///
 /// # Errors
@@ -147,8 +150,12 @@ impl KafkaSink {
         base.key = record.key.as_ref().map(|key| key.as_bytes());
         base.payload = record.value;
         base.timestamp = record.timestamp_ms;
-        match self.producer().send(base) {
-            Ok(()) => Ok(Sent::Queued),
+        let producer = self.producer();
+        match producer.send(base) {
+            Ok(()) => {
+                producer.expect_report();
+                Ok(Sent::Queued)
+            }
             Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => Ok(Sent::Full),
             Err((failure, _)) => Err(error::describe(&format!("topic {}", record.topic), &failure)),
         }
@@ -181,6 +188,7 @@ impl KafkaSink {
                 let rest = deadline.map_or(patience, |deadline| deadline.saturating_duration_since(Instant::now()));
                 if producer.flush(rest).is_err() {
                     producer.purge(PurgeConfig::default().queue().inflight());
+                    drop(producer.flush(PURGING)); // waits for the reports of what was purged
                 }
                 drop(producer); // joins its thread, which has then made every report
             }

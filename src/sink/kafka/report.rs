@@ -9,6 +9,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::{NoCustomPartitioner, ProducerContext};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
 
@@ -17,6 +18,7 @@ use tokio::sync::Notify;
 pub struct Reports {
     list: Mutex<Vec<Report>>,
     bell: Notify,
+    calls: AtomicUsize,
 }
 
 impl Reports {
@@ -36,6 +38,11 @@ impl Reports {
         std::mem::swap(&mut *self.list.lock().unwrap_or_else(PoisonError::into_inner), reports);
     }
 
+    /// How often librdkafka has called back.
+    pub fn calls(&self) -> usize {
+        self.calls.load(Ordering::Relaxed)
+    }
+
     /// Waits until something has come. Cancel-safe.
     pub async fn rung(&self) {
         self.bell.notified().await;
@@ -44,6 +51,13 @@ impl Reports {
 
 /// Held by each callback: a panic in one ends the producer's thread, and then no report would come any more.
 struct Alarm<'r>(&'r Reports);
+
+impl<'r> Alarm<'r> {
+    fn over(reports: &'r Reports) -> Self {
+        reports.calls.fetch_add(1, Ordering::Relaxed);
+        Self(reports)
+    }
+}
 
 impl Drop for Alarm<'_> {
     fn drop(&mut self) {
@@ -75,7 +89,7 @@ impl ProducerContext<NoCustomPartitioner> for Context {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, token: usize) {
-        let _alarm = Alarm(&self.reports);
+        let _alarm = Alarm::over(&self.reports);
         let token = Token(token);
         self.reports.push(match result {
             Ok(_) => Report::Delivered(token),
@@ -94,12 +108,12 @@ impl ProducerContext<NoCustomPartitioner> for Context {
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        let _alarm = Alarm(&self.reports);
+        let _alarm = Alarm::over(&self.reports);
         log(level, facility, message);
     }
 
     fn error(&self, failure: KafkaError, reason: &str) {
-        let _alarm = Alarm(&self.reports);
+        let _alarm = Alarm::over(&self.reports);
         let described = error::describe("kafka", &failure);
         match (described.kind, failure.rdkafka_error_code()) {
             (SendErrorKind::Fatal, _) => {

@@ -27,7 +27,8 @@ static int is_chosen(void) {
 }
 
 int clock_gettime(clockid_t clock, struct timespec *now) {
-  if ((armed || (clock == CLOCK_REALTIME && !spent && is_chosen())) && !atomic_exchange(&spent, 1)) {
+  int is_rust = clock == CLOCK_MONOTONIC || clock == CLOCK_REALTIME; /* the allocator asks a coarse one, now and then */
+  if (((armed && is_rust) || (clock == CLOCK_REALTIME && !spent && is_chosen())) && !atomic_exchange(&spent, 1)) {
     armed = 0;
     errno = EINVAL;
     return -1;
