@@ -5,14 +5,15 @@ use crate::db::{DbError, Session, lsn};
 use crate::outbox::lsn::Lsn;
 use sqlx::AssertSqlSafe;
 
-/// A recursive part of a statement, `looks(place, n)`, which waits on the server until the WAL is on disk up to `awaited`, for 3 ms: so long
-/// most commits take to be flushed. A null is not waited for. `0 * n`: without it the sleep would be run once for all.
+/// A recursive part of a statement, `looks(place, n)`, which waits on the server until the WAL is on disk up to `awaited`, for 4 ms: so long
+/// most commits take to be flushed. A null is not waited for. The server sleeps whole milliseconds, and for 1 ms it sleeps two of them.
+/// `0 * n`: without it the sleep would be run once for all.
 pub fn looks(flushed: &str, awaited: &str) -> String {
     format!(
         "looks as (
        select {flushed} as place, 0 as n
         union all
-       select {flushed}, n + 1 from looks cross join lateral pg_sleep(0.001 + 0 * n) where place < {awaited} and n < 3)"
+       select {flushed}, n + 1 from looks cross join lateral pg_sleep(0.0005 + 0 * n) where place < {awaited} and n < 4)"
     )
 }
 
