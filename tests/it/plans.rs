@@ -7,7 +7,7 @@ use outboxd::db::{Purpose, Session};
 use outboxd::outbox::event::RowId;
 use outboxd::outbox::snapshot::Snapshot;
 use outboxd::source::poll::backlog::BACKLOG;
-use outboxd::source::poll::window::{BEYOND, Cut, Page, UPTO, first, page};
+use outboxd::source::poll::window::{Cut, Page, beyond, first, page, upto};
 use sqlx::postgres::PgArguments;
 use sqlx::query::QueryScalar;
 use sqlx::{AssertSqlSafe, Postgres};
@@ -145,9 +145,9 @@ async fn check(shape: Shape, name: &str) {
             faults += &done.faults(&what, &[ROWS], &[&SCANS[..], &["Sort"]].concat(), most);
         }
     }
-    let done = run(&mut reader, explain(UPTO).bind(t.clone())).await;
+    let done = run(&mut reader, explain(&upto()).bind(t.clone())).await;
     faults += &done.faults(&format!("{shape:?}, upto"), &["using events_pkey"], &SCANS, 20);
-    let done = run(&mut reader, explain(BEYOND).bind(DELIVERED)).await;
+    let done = run(&mut reader, explain(&beyond()).bind(DELIVERED)).await;
     faults += &done.faults(&format!("{shape:?}, beyond"), &["using events_pkey"], &SCANS, 20);
     assert!(faults.is_empty(), "{faults}");
 }

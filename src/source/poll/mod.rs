@@ -196,28 +196,21 @@ impl Poll {
         {
             return Ok(*upto);
         }
-        let statement = sqlx::query(window::UPTO).bind(t.to_string());
-        let upto: i64 = self.look(statement, "upto").await?;
-        self.upto = Some((t.clone(), RowId::new(upto)));
-        Ok(RowId::new(upto))
+        let statement = sqlx::query(AssertSqlSafe(window::upto())).bind(t.to_string()); // composed of constants only, as the next one
+        let upto = self.look(statement).await?.unwrap_or(RowId::new(0));
+        self.upto = Some((t.clone(), upto));
+        Ok(upto)
     }
 
     async fn behind_gap(&mut self, bound: RowId) -> Result<RowId, SourceError> {
-        let next: Option<i64> = self.look(sqlx::query(window::BEYOND).bind(bound.get()), "beyond").await?;
-        Ok(Cursor::behind_gap(bound, next.map(RowId::new)))
+        let next = self.look(sqlx::query(AssertSqlSafe(window::beyond())).bind(bound.get())).await?;
+        Ok(Cursor::behind_gap(bound, next))
     }
 
-    async fn look<'q, T>(
-        &mut self,
-        statement: Query<'q, Postgres, PgArguments>,
-        column: &'static str,
-    ) -> Result<T, SourceError>
-    where
-        T: for<'r> sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres>,
-    {
+    async fn look(&mut self, statement: Query<'_, Postgres, PgArguments>) -> Result<Option<RowId>, SourceError> {
         let row = statement.fetch_one(&mut self.session.connection).await.map_err(reading)?;
         window::answered(&row).map_err(reading)?.by(&self.session.server).map_err(SourceError::Db)?;
-        row.try_get(column).map_err(reading)
+        row.try_get::<Option<i64>, _>("id").map(|id| id.map(RowId::new)).map_err(reading)
     }
 }
 

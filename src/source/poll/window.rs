@@ -24,9 +24,10 @@ use serde::Deserialize;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
-/// Which server answered.
-const FLAGS: &str = "'standby', pg_is_in_recovery(), 'pid', pg_backend_pid(),
-       'timeline', case when not pg_is_in_recovery() then substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end";
+/// Which server answered: the values of [`Answered`], which a look gives as columns and a read among its flags.
+const STANDBY: &str = "pg_is_in_recovery()";
+const PID: &str = "pg_backend_pid()";
+const TIMELINE: &str = "case when not pg_is_in_recovery() then substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end";
 
 /// How far the WAL of a window has come.
 const WAL: &str = "case when not pg_is_in_recovery() then pg_current_wal_insert_lsn() end";
@@ -34,10 +35,11 @@ const FLUSHED: &str = "case when not pg_is_in_recovery() then pg_current_wal_flu
 
 /// The last row of an answer is no event: it has no id, and the flags are its headers.
 fn flags_row(flags: &str) -> String {
+    let answered = format!("'standby', {STANDBY}, 'pid', {PID}, 'timeline', {TIMELINE}");
     format!(
         "select null::bigint as id, null::timestamptz as created_at, null::bigint as sequence, null::uuid as event_id,
        null::uuid as previous_event_id, null::text as aggregate_type, null::text as aggregate_id, null::text as event_type,
-       null::jsonb as payload, null::bytea as payload_bytes, jsonb_build_object({flags}) as headers"
+       null::jsonb as payload, null::bytea as payload_bytes, jsonb_build_object({answered}, {flags}) as headers"
     )
 }
 
@@ -62,10 +64,10 @@ pub fn first(cut: Cut) -> String {
         Cut::Never => "w join outbox.events using (id)".to_owned(),
         Cut::AtBytes => cut_window("$3"),
     };
-    let flags = flags_row(&format!(
-        "{FLAGS}, 'needs_wal', now.wal::text, 'flushed', (select max(place)::text from looks),
-       'seen', now.s::text, 'clean', pg_current_xact_id_if_assigned() is null"
-    ));
+    let flags = flags_row(
+        "'needs_wal', now.wal::text, 'flushed', (select max(place)::text from looks),
+       'seen', now.s::text, 'clean', pg_current_xact_id_if_assigned() is null",
+    );
     let looks = flush::looks(FLUSHED, "(select wal from now where exists (select from w))");
     format!(
         "with recursive now as materialized (select pg_current_snapshot() as s, {WAL} as wal),
@@ -112,7 +114,7 @@ pub fn page(page: &Page<'_>) -> String {
          order by id limit {rows}) p"
     );
     let events = cut_bytes.map_or_else(|| events.clone(), |bytes| cut_page(&events, &bytes.to_string()));
-    let flags = flags_row(&format!("{FLAGS}, 'needs_wal', ({WAL})::text, 'flushed', ({FLUSHED})::text"));
+    let flags = flags_row(&format!("'needs_wal', ({WAL})::text, 'flushed', ({FLUSHED})::text"));
     format!("select {COLUMNS} from {events}\nunion all\n{flags}")
 }
 
@@ -138,16 +140,18 @@ fn kept(weighed: &str, budget: &str) -> String {
 }
 
 /// The last id of the window that ends at `$1`; once per large window.
-pub const UPTO: &str = "
-    select coalesce((select max(id) from outbox.events where pg_visible_in_snapshot(xid, $1::text::pg_snapshot)), 0) as upto,
-           pg_is_in_recovery() as standby, pg_backend_pid() as pid,
-           case when not pg_is_in_recovery() then substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end as timeline";
+pub fn upto() -> String {
+    look("(select max(id) from outbox.events where pg_visible_in_snapshot(xid, $1::text::pg_snapshot))")
+}
 
 /// The first id beyond `$1`: ids can have gaps of any size.
-pub const BEYOND: &str = "
-    select (select min(id) from outbox.events where id > $1) as beyond,
-           pg_is_in_recovery() as standby, pg_backend_pid() as pid,
-           case when not pg_is_in_recovery() then substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end as timeline";
+pub fn beyond() -> String {
+    look("(select min(id) from outbox.events where id > $1)")
+}
+
+fn look(id: &str) -> String {
+    format!("select {id} as id, {STANDBY} as standby, {PID} as pid, {TIMELINE} as timeline")
+}
 
 /// What a reading statement says beside its events.
 #[derive(Debug, Deserialize)]
