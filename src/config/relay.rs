@@ -75,7 +75,7 @@ const SAVE_EVERY: Key = Key {
 const EVENTS: Key = Key {
     name: "events",
     doc: "The most events that are read and not yet settled.",
-    kind: Kind::Value(Form::Integer { least: 1, most: 1_000_000 }, Fallback::Integer(20_000)),
+    kind: Kind::Value(Form::Integer { least: 1, most: 1_000_000 }, Fallback::Integer(16_000)),
 };
 
 const SIZE: Key = Key {
@@ -85,7 +85,7 @@ const SIZE: Key = Key {
         Form::Size {
             least: 1024 * 1024, // the largest record that a broker takes by default
         },
-        Fallback::Text("32MiB"),
+        Fallback::Text("28MiB"),
     ),
 };
 

@@ -26,7 +26,7 @@ pub(crate) const WORDS: &[&str] = &[
     "create_topics = { partitions = 6, replication = 3 }\n",
     "poll = { min = \"2ms\", max = \"250ms\" }\n",
     "save_every = ",
-    "in_flight = { events = 20000, size = \"32MiB\" }\n",
+    "in_flight = { events = 16000, size = \"28MiB\" }\n",
     "lease = ",
     "token = ",
     "listen = ",

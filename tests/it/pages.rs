@@ -9,7 +9,7 @@ use crate::support::relay::Relay;
 const NAME: &str = "a_backlog_of_a_million_events";
 const EVENTS: usize = 1_000_000;
 
-/// What may be in flight (32 MiB by default), one page read ahead and one being read, the program, and what allocators keep.
+/// What may be in flight (28 MiB by default), one page read ahead and one being read, the program, and what allocators keep.
 const MOST_MEGABYTES: u64 = 32 + 64;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
