@@ -178,6 +178,9 @@ impl<'l> Pump<'l> {
             self.progress();
             sent?;
         }
+        if self.sender.waits_for_reports(self.saving.flushed()) {
+            self.sender.sink.hurry();
+        }
         if self.sender.is_careful_done() {
             return Err(Trouble::CarefulDone);
         }

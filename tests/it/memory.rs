@@ -13,7 +13,7 @@ use crate::support::relay::Relay;
 use crate::support::servers::Servers;
 
 /// `relay.in_flight.size`, as it is by default.
-const IN_FLIGHT_KILOBYTES: u64 = 32 * 1024;
+const IN_FLIGHT_KILOBYTES: u64 = 28 * 1024;
 
 /// Beside what is in flight: pages read ahead, the process itself, and what the allocator does not give back.
 const BESIDE_KILOBYTES: u64 = 64_000_000 / 1024;
@@ -26,7 +26,7 @@ const LARGE_BYTES: usize = 10_000_000;
 const COPIES: u64 = 4;
 
 /// About as many events may be in flight at once.
-const FULL: i64 = 3_000;
+const FULL: i64 = 2_500;
 
 /// Events that are published before Kafka goes.
 const FIRST: i64 = 600;

@@ -55,6 +55,11 @@ struct Current {
 }
 
 impl Current {
+    /// Whether its events are on disk, with the WAL there up to `flushed`.
+    fn is_durable(&self, flushed: Option<Lsn>) -> bool {
+        self.needs_wal.is_none() || flushed >= self.needs_wal
+    }
+
     fn head_only(mut self) -> Self {
         let head: Vec<Event> = self.events.by_ref().take(1).collect();
         Self { events: head.into_iter(), end_mark: None, ..self }
@@ -200,19 +205,26 @@ impl<'l> Sender<'l> {
         !stopped && !alone && !careful_enough && (self.can_send_again() || self.can_send_batch(flushed))
     }
 
+    /// Whether it is for want of reports that nothing of the batch can be sent.
+    pub fn waits_for_reports(&self, flushed: Option<Lsn>) -> bool {
+        let stopped = self.standing.is_some() || self.inquiry.is_busy() || self.parking_full;
+        self.ledger.open_events() > 0
+            && !stopped
+            && self.current.as_ref().is_some_and(|current| current.is_durable(flushed))
+            && !self.can_send(flushed)
+    }
+
     fn can_send_again(&self) -> bool {
         let fits = |event: &Event| self.begun_again.is_some() || self.has_room(event);
         self.parked.next().is_some_and(fits) && !self.has_begun_batch()
     }
 
     fn can_send_batch(&self, flushed: Option<Lsn>) -> bool {
-        self.current.as_ref().filter(|current| current.needs_wal.is_none() || flushed >= current.needs_wal).is_some_and(
-            |current| {
-                let switches = self.sink.should_switch(current.haste) && self.ledger.open_events() > 0;
-                let may_go = |event: &Event| !switches && self.has_room(event);
-                current.begun.is_some() || current.events.as_slice().first().is_none_or(may_go)
-            },
-        )
+        self.current.as_ref().filter(|current| current.is_durable(flushed)).is_some_and(|current| {
+            let switches = self.sink.should_switch(current.haste) && self.ledger.open_events() > 0;
+            let may_go = |event: &Event| !switches && self.has_room(event);
+            current.begun.is_some() || current.events.as_slice().first().is_none_or(may_go)
+        })
     }
 
     /// An event whose first records are queued goes before any other.

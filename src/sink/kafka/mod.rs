@@ -161,6 +161,11 @@ impl KafkaSink {
         }
     }
 
+    /// Nothing can be sent until reports come: they are made as soon as they are there.
+    pub fn hurry(&self) {
+        self.producer().hurry();
+    }
+
     /// Waits until there are reports. Cancel-safe.
     pub async fn rung(&self) {
         self.reports.rung().await;

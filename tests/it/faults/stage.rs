@@ -1,5 +1,6 @@
 //! What the tests of servers share: a storm through a relay, what the relay says meanwhile, and what the checker says in the end.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -95,9 +96,21 @@ impl Stage {
     /// The same where Kafka took records all the time, and only the save of the cursor failed: what is in the topics as well.
     pub(super) async fn note_unsaved(&mut self) {
         self.note_open().await;
+        self.kills.last_mut().expect("a kill").ends = self.ends().await;
+    }
+
+    /// Waits for so many records.
+    pub(super) async fn has_published(&self, count: usize) {
+        eventually(&format!("{count} records are in the topics"), PATIENCE, async || {
+            let found: i64 = self.ends().await.values().sum();
+            if usize::try_from(found).unwrap() >= count { Ok(()) } else { Err(found.to_string()) }
+        })
+        .await;
+    }
+
+    async fn ends(&self) -> HashMap<(String, i32), i64> {
         let topics: Vec<&str> = self.topics.iter().map(String::as_str).collect();
-        let ends = self.kafka.ends(&topics).await;
-        self.kills.last_mut().expect("a kill").ends = ends;
+        self.kafka.ends(&topics).await
     }
 
     pub(super) fn reader(&self) -> Reader {
