@@ -108,9 +108,8 @@ impl Daemon {
             care: Care::Batched,
             socket_timeout: Terms::of(config.relay.lease).socket_timeout,
         };
-        let bulk = Some(haste).filter(|haste| *haste == Haste::Bulk);
-        let properties = bulk.and_then(|_| options::bulk_producer(&config.kafka, tuning));
-        Ok(properties.unwrap_or_else(|| options::producer(&config.kafka, tuning)))
+        let bulk = if haste == Haste::Bulk { options::bulk_producer(&config.kafka, tuning) } else { None };
+        Ok(bulk.unwrap_or_else(|| options::producer(&config.kafka, tuning)))
     }
 
     /// Starts it on an outbox, whose cursor begins there if it is new.

@@ -131,8 +131,7 @@ async fn check(shape: Shape, name: &str) {
         faults += &done.faults(&format!("{shape:?}, idle first, {cut:?}"), &[IDS, ROWS], &SCANS, 10);
     }
     say(&mut owner, &cursor(&s, "null", "null")).await;
-    faults +=
-        &looked(&mut monitor).await.faults(&format!("{shape:?}, idle look"), &[WAITING], &["Seq Scan on events"], 30);
+    faults += &looked(&mut monitor, &format!("{shape:?}, idle look"), 30).await;
 
     // a small window behind all that was delivered
     insert(&database, 5).await;
@@ -154,19 +153,9 @@ async fn check(shape: Shape, name: &str) {
         }
     }
     let most = 11_000; // a look counts up to 10,000
-    faults += &looked(&mut monitor).await.faults(
-        &format!("{shape:?}, look at 50,000"),
-        &[WAITING],
-        &["Seq Scan on events"],
-        most,
-    );
+    faults += &looked(&mut monitor, &format!("{shape:?}, look at 50,000"), most).await;
     say(&mut owner, &cursor(&s, &format!("'{t}'"), &(DELIVERED + 40_000).to_string())).await;
-    faults += &looked(&mut monitor).await.faults(
-        &format!("{shape:?}, look inside a window"),
-        &[WAITING],
-        &["Seq Scan on events"],
-        most,
-    );
+    faults += &looked(&mut monitor, &format!("{shape:?}, look inside a window"), most).await;
     let done = run(&mut reader, explain(&upto()).bind(t.clone())).await;
     faults += &done.faults(&format!("{shape:?}, upto"), &["using events_pkey"], &SCANS, 20);
     let done = run(&mut reader, explain(&beyond()).bind(DELIVERED)).await;
@@ -183,9 +172,10 @@ fn cursor(s: &str, t: &str, after: &str) -> String {
     )
 }
 
-/// What the monitor does every second.
-async fn looked(monitor: &mut Session) -> Done {
-    run(monitor, explain(BACKLOG).bind("default").bind(0_i16).bind(10_000_i64)).await
+/// What is wrong with what the monitor does every second.
+async fn looked(monitor: &mut Session, what: &str, buffers: u64) -> String {
+    let done = run(monitor, explain(BACKLOG).bind("default").bind(0_i16).bind(10_000_i64)).await;
+    done.faults(what, &[WAITING], &["Seq Scan on events"], buffers)
 }
 
 /// Runs the statement that opens a window as the reader does: prepared, planned without its arguments.

@@ -198,7 +198,7 @@ impl<'l> Sender<'l> {
 
     /// Whether something can be sent now, with the WAL on disk up to `flushed`.
     pub fn can_send(&self, flushed: Option<Lsn>) -> bool {
-        let stopped = self.standing.is_some() || self.inquiry.is_busy() || self.queue_full || self.parking_full;
+        let stopped = self.is_stopped() || self.queue_full;
         let open_events = self.ledger.open_events();
         let alone = self.probe.is_some() && open_events > 0;
         let careful_enough = self.is_careful() && open_events >= self.careful_left;
@@ -207,11 +207,15 @@ impl<'l> Sender<'l> {
 
     /// Whether it is for want of reports that nothing of the batch can be sent.
     pub fn waits_for_reports(&self, flushed: Option<Lsn>) -> bool {
-        let stopped = self.standing.is_some() || self.inquiry.is_busy() || self.parking_full;
         self.ledger.open_events() > 0
-            && !stopped
+            && !self.is_stopped()
             && self.current.as_ref().is_some_and(|current| current.is_durable(flushed))
             && !self.can_send(flushed)
+    }
+
+    /// Whether nothing can be sent, for another reason than reports that have not come.
+    fn is_stopped(&self) -> bool {
+        self.standing.is_some() || self.inquiry.is_busy() || self.parking_full
     }
 
     fn can_send_again(&self) -> bool {

@@ -36,7 +36,7 @@ pub struct Polled {
 struct Shared {
     producer: BaseProducer<Context>,
     reports: Arc<Reports>,
-    is_parked: AtomicBool,
+    is_idle: AtomicBool,
     is_hurried: AtomicBool,
     is_over: AtomicBool,
 }
@@ -52,7 +52,7 @@ impl Polled {
         let shared = Shared {
             producer,
             reports: Arc::clone(reports),
-            is_parked: AtomicBool::new(false),
+            is_idle: AtomicBool::new(false),
             is_hurried: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
         };
@@ -65,7 +65,7 @@ impl Polled {
 
     /// To be called after something was sent.
     pub fn expect_report(&self) {
-        if self.shared.is_parked.load(Ordering::SeqCst) && self.shared.is_parked.swap(false, Ordering::SeqCst) {
+        if self.shared.is_idle.load(Ordering::SeqCst) && self.shared.is_idle.swap(false, Ordering::SeqCst) {
             self.wake();
         }
     }
@@ -87,11 +87,11 @@ impl Polled {
 impl Shared {
     fn collect(&self) {
         while !self.is_over.load(Ordering::SeqCst) {
-            self.is_parked.store(true, Ordering::SeqCst);
+            self.is_idle.store(true, Ordering::SeqCst);
             if self.producer.in_flight_count() == 0 {
                 std::thread::park_timeout(IDLE);
             }
-            self.is_parked.store(false, Ordering::SeqCst);
+            self.is_idle.store(false, Ordering::SeqCst);
             if self.producer.in_flight_count() > 0 {
                 self.nap();
             }
