@@ -86,7 +86,8 @@ impl Kafka {
         name
     }
 
-    /// Deletes a topic and waits until the broker does not know it any more.
+    /// Deletes a topic and waits until the broker takes no record for it any more. It says that it does not know the topic
+    /// before that: so another topic is made, and waited for. A broker does one thing after the other.
     pub(crate) async fn delete_topic(&self, name: &str) {
         let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
         let options = AdminOptions::new().operation_timeout(Some(ANSWER)).request_timeout(Some(ANSWER));
@@ -97,6 +98,9 @@ impl Kafka {
             if left == 0 { Ok(()) } else { Err(format!("{left} partitions")) }
         })
         .await;
+        let later = self.create_topic(&format!("after-{}", short_random()), 1).await;
+        let mut reader = self.reader(&[&later]);
+        assert!(reader.read_on().await.is_empty(), "{later} has an end once the broker takes records for it");
     }
 
     /// All records of a topic from its beginning to its end, each partition in offset order.

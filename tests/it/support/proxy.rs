@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use url::Url;
 
 use super::eventually::PATIENCE;
-use super::wire::{Answers, Protocol, Request, Requests, Seen};
+use super::wire::{Answered, Answers, Protocol, Request, Requests, Seen};
 
 /// Below the ports that the kernel gives to outgoing connections: while the listener is closed, none of those takes it.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
@@ -95,6 +95,8 @@ struct Weather {
     end: End,
     /// How many traps have had their request.
     sprung: u64,
+    /// How many requests of Kafka the server has had whole and has not answered.
+    unanswered: usize,
 }
 
 /// What all connections share.
@@ -210,6 +212,14 @@ impl Proxy {
         self.sky.weather.send_modify(|weather| weather.drip = drip);
     }
 
+    /// Waits until the server has answered every request of Kafka that it has had. While requests are held, it does nothing
+    /// more from then on.
+    pub(crate) async fn is_quiet(&self) {
+        let mut weather = self.sky.weather.subscribe();
+        let quiet = timeout(PATIENCE, weather.wait_for(|weather| weather.unanswered == 0)).await.is_ok();
+        assert!(quiet, "{} requests without an answer after {PATIENCE:?}", weather.borrow().unanswered);
+    }
+
     /// Lays a trap for the next such request, on whichever connection it comes.
     pub(crate) fn trap(&self, request: Request, fate: Fate) -> Trap {
         let weather = self.sky.weather.subscribe();
@@ -308,17 +318,18 @@ async fn forward(mut client: TcpStream, server: String, born: u64, sky: Arc<Sky>
     let Ok(mut server) = TcpStream::connect(&server).await else { return };
     let mut weather = sky.weather.subscribe();
     let waiting = Mutex::new(None);
+    let unanswered = Unanswered { sky: &sky, count: Mutex::new(0) };
     let end = {
         let ((from_client, to_client), (from_server, to_server)) = (client.split(), server.split());
         let requests = Way {
             sky: &sky,
             flow: |weather| weather.requests,
-            tap: Tap::Requests(Requests::new(sky.protocol), &sky, &waiting),
+            tap: Tap::Requests(Requests::new(sky.protocol), &sky, &waiting, &unanswered),
         };
         let answers = Way {
             sky: &sky,
             flow: |weather| weather.answers,
-            tap: Tap::Answers(Answers::new(sky.protocol), sky.protocol, &waiting),
+            tap: Tap::Answers(Answers::new(sky.protocol), sky.protocol, &waiting, &unanswered),
         };
         tokio::select! {
             end = requests.carry(from_client, to_server) => end,
@@ -330,6 +341,38 @@ async fn forward(mut client: TcpStream, server: String, born: u64, sky: Arc<Sky>
         for stream in [&client, &server] {
             drop(stream.set_zero_linger()); // refused only where the other side was faster
         }
+    }
+}
+
+/// Requests of one connection that the server has had whole and has not answered; it answers none that outlives its connection.
+struct Unanswered<'s> {
+    sky: &'s Sky,
+    count: Mutex<usize>,
+}
+
+impl Unanswered<'_> {
+    fn asked(&self, requests: usize) {
+        *lock(&self.count) += requests;
+        self.sky.weather.send_if_modified(|weather| {
+            weather.unanswered += requests;
+            false // nobody waits for more of them
+        });
+    }
+
+    fn answered(&self, answers: usize) {
+        let mut count = lock(&self.count);
+        let known = answers.min(*count);
+        *count -= known;
+        self.sky.weather.send_if_modified(|weather| {
+            weather.unanswered -= known;
+            known > 0 && weather.unanswered == 0
+        });
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        self.answered(usize::MAX);
     }
 }
 
@@ -418,17 +461,21 @@ enum Piece {
     IsTheEnd,
 }
 
-/// Reads along, for the sake of traps.
+/// Reads along, for the sake of traps and to know what is unanswered.
 enum Tap<'s> {
-    Requests(Requests, &'s Sky, &'s Waiting),
-    Answers(Answers, Protocol, &'s Waiting),
+    Requests(Requests, &'s Sky, &'s Waiting, &'s Unanswered<'s>),
+    Answers(Answers, Protocol, &'s Waiting, &'s Unanswered<'s>),
 }
 
 impl Tap<'_> {
     fn see(&mut self, piece: &[u8]) -> Piece {
         match self {
-            Self::Requests(requests, sky, waiting) => {
-                let Some(caught) = sky.caught(&requests.take(piece)) else { return Piece::Passes };
+            Self::Requests(requests, sky, waiting, unanswered) => {
+                let seen = requests.take(piece);
+                if sky.protocol == Protocol::Kafka {
+                    unanswered.asked(seen.len());
+                }
+                let Some(caught) = sky.caught(&seen) else { return Piece::Passes };
                 let fate = caught.1;
                 *lock(waiting) = Some(caught);
                 match fate {
@@ -437,9 +484,10 @@ impl Tap<'_> {
                     Fate::Unanswered | Fate::Answered => Piece::Passes,
                 }
             }
-            Self::Answers(answers, protocol, waiting) => {
+            Self::Answers(answers, protocol, waiting, unanswered) => {
                 let waiting = lock(waiting);
-                let complete = answers.take(piece, waiting.as_ref().map(|(seen, _)| seen));
+                let Answered { whole, complete } = answers.take(piece, waiting.as_ref().map(|(seen, _)| seen));
+                unanswered.answered(whole);
                 match waiting.as_ref().map(|(_, fate)| fate) {
                     None => Piece::Passes,
                     Some(Fate::Answered) => {

@@ -121,6 +121,15 @@ impl Requests {
     }
 }
 
+/// What bytes completed of the answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Answered {
+    /// So many messages; of Kafka each is an answer.
+    pub(crate) whole: usize,
+    /// The answer to the request that is waited for.
+    pub(crate) complete: bool,
+}
+
 /// Reads the answers of one connection along.
 pub(crate) struct Answers {
     protocol: Protocol,
@@ -132,13 +141,13 @@ impl Answers {
         Self { protocol, buffer: Vec::new() }
     }
 
-    /// Takes bytes that go by, and says whether they complete the answer to the request that is waited for.
-    pub(crate) fn take(&mut self, bytes: &[u8], request: Option<&Seen>) -> bool {
+    /// Takes bytes that go by, and says what they complete; with the request that is waited for.
+    pub(crate) fn take(&mut self, bytes: &[u8], request: Option<&Seen>) -> Answered {
+        let mut answered = Answered { whole: 0, complete: false };
         if self.protocol == Protocol::Postgres && request.is_none() {
-            return false; // answers come one after the other: what comes from now on belongs to the next request
+            return answered; // answers come one after the other: what comes from now on belongs to the next request
         }
         self.buffer.extend_from_slice(bytes);
-        let mut found = false;
         // a message of either: length, then what tells; of Postgres the type comes first
         let typed = usize::from(self.protocol == Protocol::Postgres);
         let counted = if self.protocol == Protocol::Kafka { 4 } else { 1 };
@@ -147,12 +156,13 @@ impl Answers {
                 break;
             }
             let message: Vec<u8> = self.buffer.drain(..counted + length).collect();
-            found |= match self.protocol {
+            answered.whole += 1;
+            answered.complete |= match self.protocol {
                 Protocol::Postgres => message[0] == b'Z', // ready for the next one
                 Protocol::Kafka => request.is_some_and(|request| number(&message, 4) == request.number),
             };
         }
-        found
+        answered
     }
 }
 
@@ -195,9 +205,9 @@ mod tests {
         assert_eq!(requests.take(&message(Some(b'B'), b"\0s1\0\0\0\0\0\0\0")).len(), 1);
 
         let mut answers = Answers::new(Protocol::Postgres);
-        assert!(!answers.take(&message(Some(b'2'), b""), Some(&seen[1])));
-        assert!(!answers.take(&message(Some(b'Z'), b"I")[..4], Some(&seen[1])));
-        assert!(answers.take(b"\x05I", Some(&seen[1])));
+        assert!(!answers.take(&message(Some(b'2'), b""), Some(&seen[1])).complete);
+        assert!(!answers.take(&message(Some(b'Z'), b"I")[..4], Some(&seen[1])).complete);
+        assert!(answers.take(b"\x05I", Some(&seen[1])).complete);
     }
 
     #[test]
@@ -213,7 +223,8 @@ mod tests {
 
         let mut answers = Answers::new(Protocol::Kafka);
         let answer = |number: i32| [&6_i32.to_be_bytes()[..], &number.to_be_bytes(), &[0, 0]].concat();
-        assert!(!answers.take(&answer(7), Some(&seen[1])));
-        assert!(answers.take(&answer(8), Some(&seen[1])));
+        assert_eq!(answers.take(&answer(7)[..5], Some(&seen[1])), Answered { whole: 0, complete: false });
+        assert_eq!(answers.take(&answer(7)[5..], Some(&seen[1])), Answered { whole: 1, complete: false });
+        assert_eq!(answers.take(&answer(8), Some(&seen[1])), Answered { whole: 1, complete: true });
     }
 }
