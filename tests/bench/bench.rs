@@ -228,7 +228,11 @@ async fn warm_up(bench: &mut Bench) -> anyhow::Result<()> {
     let floors: Floors = bench.load(shape).await?.floors;
     let topic = bench.topics.create().await?;
     floors.produce(&topic, events)?;
-    bench.topics.delete(&topic).await
+    bench.topics.delete(&topic).await?;
+    if bench.arguments.chosen().into_iter().any(Series::is_of_single_events) {
+        latency::warm_broker(bench).await?;
+    }
+    Ok(())
 }
 
 fn say(line: &str) -> anyhow::Result<()> {

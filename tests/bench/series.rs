@@ -73,6 +73,11 @@ impl Series {
         }
     }
 
+    /// Whether events come one by one, as they are written.
+    pub(crate) fn is_of_single_events(self) -> bool {
+        matches!(self, Self::Latency | Self::Idle | Self::Writers)
+    }
+
     /// Runs it.
     pub(crate) async fn run(self, bench: &mut Bench) -> anyhow::Result<Finished> {
         match self {
