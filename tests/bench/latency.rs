@@ -164,7 +164,9 @@ pub(crate) async fn warm_broker(bench: &Bench) -> anyhow::Result<()> {
         let kafka = Trial::new(stage, &plan, WARM_UP_PER_SECOND, step).floor(&producer).await?.cores.kafka;
         no_less += u32::from(kafka > least * NO_LESS);
         least = least.min(kafka);
-        super::say(&format!("warming the broker up: {kafka:.2} of a core for {WARM_UP_PER_SECOND} single records a second"))?;
+        super::say(&format!(
+            "warming the broker up: {kafka:.2} of a core for {WARM_UP_PER_SECOND} single records a second"
+        ))?;
         if no_less > 1 && STEPS.contains(&step) {
             break;
         }
