@@ -52,7 +52,7 @@ fn traffic(batch: &Batch) -> Traffic {
     match (batch.end_mark(), &batch.from) {
         (None, _) => Traffic::More,
         (Some(_), Cursor::Closed { .. }) if batch.events.is_empty() => Traffic::None,
-        (Some(_), _) => Traffic::Some,
+        (Some(_), _) => Traffic::Some(batch.events.len()),
     }
 }
 
@@ -92,7 +92,7 @@ mod tests {
             (closed("3:3:"), closed("9:9:"), Traffic::None),
             (closed("3:3:"), open.clone(), Traffic::More),
             (open.clone(), open.clone(), Traffic::More),
-            (open, closed("9:9:"), Traffic::Some), // an empty last page
+            (open, closed("9:9:"), Traffic::Some(0)), // an empty last page
         ];
         for (from, to, expected) in table {
             let batch = Batch { from, window_end: snapshot("9:9:"), events: Vec::new(), to, needs_wal: None };

@@ -17,13 +17,18 @@ pub struct Pace {
 /// pause came to half of it: at 100 transactions a second, one event in a hundred was 29 ms under way.
 const QUIET_SHARE: u32 = 8;
 
+/// For each event that a read brought the pause after it is so long, up to [`MANY_TIMES`] times `poll.min`: the more come, the more
+/// of them share the price of a read and of the requests to Kafka. Beside sixteen writers, relay and Kafka took 0.26 of a core for 0.32.
+const PER_EVENT: Duration = Duration::from_micros(100);
+const MANY_TIMES: u32 = 5;
+
 /// What a read brought, as far as the pace needs to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Traffic {
     /// There is more to read at once.
     More,
-    /// Events came.
-    Some,
+    /// So many events came, and there is no more.
+    Some(usize),
     /// None came.
     None,
 }
@@ -44,13 +49,13 @@ impl Pace {
     /// | traffic | pause |
     /// |---|---|
     /// | more | none |
-    /// | some | `poll.min` less what the read `took` |
+    /// | some | `poll.min` less what the read `took`; longer where many came |
     /// | none | an eighth of the time for which none came, at least the same, at most `poll.max` |
     pub fn after(&mut self, traffic: Traffic, took: Duration) -> Duration {
         let soon = self.bounds.min.saturating_sub(took);
         (self.pause, self.quiet, self.empty_reads) = match traffic {
             Traffic::More => (Duration::ZERO, Duration::ZERO, 0),
-            Traffic::Some => (soon, Duration::ZERO, 0),
+            Traffic::Some(events) => (soon.max(self.shared_by(events)), Duration::ZERO, 0),
             Traffic::None => {
                 let quiet = self.quiet.saturating_add(self.pause).saturating_add(took);
                 let share = quiet / QUIET_SHARE;
@@ -59,6 +64,11 @@ impl Pace {
             }
         };
         self.pause
+    }
+
+    fn shared_by(&self, events: usize) -> Duration {
+        let most = self.bounds.min.saturating_mul(MANY_TIMES).min(self.bounds.max);
+        u32::try_from(events).map_or(most, |events| PER_EVENT.saturating_mul(events).min(most))
     }
 }
 
@@ -123,9 +133,10 @@ mod tests {
             (Traffic::None, 12_000, 5_000), // for 48 ms
             (Traffic::None, 1_000, 5_000),
             (Traffic::More, 1_000, 0),
-            (Traffic::Some, 0, 2_000),
-            (Traffic::Some, 700, 1_300),
-            (Traffic::Some, 5_000, 0),
+            (Traffic::Some(1), 0, 2_000),
+            (Traffic::Some(3), 700, 1_300),
+            (Traffic::Some(3), 5_000, 300),
+            (Traffic::Some(1_000), 5_000, 5_000),
             (Traffic::None, 0, 2_000),
         ];
         for (traffic, took, pause) in steps {
@@ -138,7 +149,7 @@ mod tests {
     fn who_ends_a_quiet_time_waits_for_an_eighth_of_it() {
         let bounds = Poll { min: Duration::from_millis(2), max: Duration::from_millis(250) };
         let (mut pace, mut quiet, mut reads) = (Pace::new(bounds), Duration::ZERO, 0);
-        quiet += pace.after(Traffic::Some, Duration::ZERO);
+        quiet += pace.after(Traffic::Some(1), Duration::ZERO);
         while quiet < Duration::from_secs(4) {
             let pause = pace.after(Traffic::None, Duration::ZERO);
             assert!(pause <= bounds.max && pause <= (quiet / QUIET_SHARE).max(bounds.min), "{pause:?} after {quiet:?}");
