@@ -29,6 +29,7 @@ mod schedule;
 mod series;
 mod topics;
 mod wal;
+mod warmth;
 mod writers;
 
 use std::io::Write as _;
@@ -45,11 +46,12 @@ use daemon::{Daemon, Variant};
 use database::Database;
 use drain::Bench;
 use floors::Floors;
-use meter::Servers;
+use meter::{Client, Meter, Servers};
 use relay::Relay;
 use report::{Report, Settings};
 use series::Series;
 use topics::Topics;
+use warmth::Warmth;
 
 /// Drains backlogs of events from Postgres to Kafka and prints how fast, beside floors and other relays.
 #[derive(Clone, Debug, Parser)]
@@ -140,7 +142,7 @@ impl Arguments {
     }
 }
 
-/// Sent before the first round: a broker that has just started is slower than it will be.
+/// Sent in each step of the warm-up.
 const WARM_UP_EVENTS: u32 = 1_000_000;
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -221,14 +223,24 @@ async fn measure(bench: &mut Bench, place: &relay::Place) -> anyhow::Result<()> 
     Ok(())
 }
 
+/// Sends records in bulk until the broker is warm, and single ones too where those are measured.
 async fn warm_up(bench: &mut Bench) -> anyhow::Result<()> {
     say("warming the broker up")?;
     let events = bench.arguments.events.min(WARM_UP_EVENTS);
     let shape = Shape { events: events.min(10_000), ..bench.arguments.shape() };
     let floors: Floors = bench.load(shape).await?.floors;
-    let topic = bench.topics.create().await?;
-    floors.produce(&topic, events)?;
-    bench.topics.delete(&topic).await?;
+    let mut warmth = Warmth::none();
+    loop {
+        let topic = bench.topics.create().await?;
+        let meter = Meter::start(&bench.servers, &Client::Floor)?;
+        floors.produce(&topic, events)?;
+        let seconds = meter.read(&Client::Floor)?.kafka;
+        bench.topics.delete(&topic).await?;
+        say(&format!("warming the broker up: {seconds:.2} CPU seconds for {events} records"))?;
+        if warmth.is_enough(seconds) {
+            break;
+        }
+    }
     if bench.arguments.chosen().into_iter().any(Series::is_of_single_events) {
         latency::warm_broker(bench).await?;
     }

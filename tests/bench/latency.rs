@@ -28,6 +28,7 @@ use super::report::{Finished, Spread, grouped, mebibytes, table};
 use super::roundtrip::{Sending, Sent};
 use super::schedule::Schedule;
 use super::topics::Topics;
+use super::warmth::Warmth;
 
 /// The share of its schedule's rate below which a run does not show that rate.
 const ENOUGH: f64 = 0.95;
@@ -43,12 +44,6 @@ const WARM_UP_SECONDS: u32 = 10;
 
 /// Of each step in which a broker gets warm.
 const STEP_SECONDS: u32 = 5;
-
-/// So many, at least and at most.
-const STEPS: std::ops::RangeInclusive<u32> = 6..=16;
-
-/// A step that needs more than this share of the least that one has needed brings nothing any more; at the second such one it is warm.
-const NO_LESS: f64 = 0.95;
 
 /// Where a measure takes place, and with which events.
 #[derive(Clone, Copy)]
@@ -152,26 +147,22 @@ pub(crate) async fn measure(bench: &mut Bench) -> anyhow::Result<Finished> {
     Ok(Finished { name: "latency", text: latency.to_string(), measured: serde_json::to_value(&latency)? })
 }
 
-/// Sends single records until that costs the broker no less any more. For about a minute its compiler works on what serves small
-/// requests, with half a core and on the cores that are measured: a latency of twice as long is what was seen of it.
+/// Sends single records until the broker is warm.
 pub(crate) async fn warm_broker(bench: &Bench) -> anyhow::Result<()> {
     let (admin, producer) = (bench.database.place()?.admin, bench.daemon.producer_settings(Haste::Soon)?);
     let stage = Stage::of(&bench.arguments, &bench.servers, &bench.topics, &admin);
     let rates = vec![WARM_UP_PER_SECOND];
     let plan = Plan { rates, seconds: STEP_SECONDS, rounds: 1, connections: 1, rows_per_transaction: 1 };
-    let (mut least, mut no_less) = (f64::INFINITY, 0);
-    for step in 1..=*STEPS.end() {
-        let kafka = Trial::new(stage, &plan, WARM_UP_PER_SECOND, step).floor(&producer).await?.cores.kafka;
-        no_less += u32::from(kafka > least * NO_LESS);
-        least = least.min(kafka);
+    let mut warmth = Warmth::none();
+    loop {
+        let kafka = Trial::new(stage, &plan, WARM_UP_PER_SECOND, warmth.steps()).floor(&producer).await?.cores.kafka;
         super::say(&format!(
             "warming the broker up: {kafka:.2} of a core for {WARM_UP_PER_SECOND} single records a second"
         ))?;
-        if no_less > 1 && STEPS.contains(&step) {
-            break;
+        if warmth.is_enough(kafka) {
+            return Ok(());
         }
     }
-    Ok(())
 }
 
 /// All relays at all rates, in turn, with a bare producer of these settings beside them.

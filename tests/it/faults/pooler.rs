@@ -3,13 +3,13 @@
 use std::process::Stdio;
 
 use tempfile::TempDir;
-use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 use url::Url;
 
 use super::stage::{Stage, tell};
 use crate::support::eventually::{PATIENCE, eventually};
 use crate::support::postgres::Role;
+use crate::support::relay::free_port;
 
 /// A `PgBouncer`, which ends with it.
 struct Pooler {
@@ -25,7 +25,7 @@ impl Pooler {
         // it refuses to run as root: then it runs as nobody, who has to read its files.
         std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let mut url = Url::parse(&stage.database.url(Role::Relay)).unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        let port = free_port().await;
         let users = folder.path().join("users");
         std::fs::write(&users, format!("\"{}\" \"\"\n", url.username())).unwrap();
         let config = folder.path().join("pgbouncer.ini");

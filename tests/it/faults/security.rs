@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use tokio::net::TcpListener;
 use tokio::process::Command;
 use url::Url;
 
@@ -12,6 +11,7 @@ use crate::support::acl::{Operation, allow};
 use crate::support::certificates::{Authority, Certificate};
 use crate::support::kafka::Kafka;
 use crate::support::postgres::{Database, Role, connect, say};
+use crate::support::relay::free_port;
 use crate::support::said::counted;
 use crate::support::scram::set_password;
 use crate::support::servers::Servers;
@@ -101,7 +101,7 @@ async fn postgres_over_tls_is_verified_and_a_wrong_password_waited_for() {
 
 /// Adds a listener to the broker: TLS, and passwords that the cluster keeps. A session has to log in again every 2 s.
 async fn secure(servers: &Servers, certificate: &Certificate) -> u16 {
-    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let port = free_port().await;
     servers.does("stop", "kafka").await;
     let pem = servers.files("kafka").join("server.pem");
     std::fs::write(&pem, format!("{}{}", certificate.key, certificate.certificate)).unwrap();

@@ -32,11 +32,12 @@ async fn a_standby_takes_over_from_a_machine_that_died_within_two_leases() {
     let mut scene = Scene::new("a_standby_takes_over_from_a_dead_machine", None).await;
     scene.stands_by().await;
     scene.rages(400).await;
+    scene.second.as_mut().expect("a second relay").freeze().await; // no record is its own before it is told from the other's
     scene.relay.kill().await;
     let killed = Instant::now();
     scene.may_repeat().await;
     let before = scene.published().await;
-    assert!(killed.elapsed() < LEASE, "the machine is too slow to tell the records of the one from the other's");
+    scene.second.as_mut().expect("a second relay").resume().await;
     within(scene, "SIGKILL, a standby on another machine", killed, before, 2 * LEASE + AT_ONCE).await;
 }
 

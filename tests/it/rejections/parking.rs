@@ -260,7 +260,7 @@ async fn an_event_that_is_gone_before_it_is_parked_is_missed_aloud() {
         "[[outbox]]\nname = 'default'\n[[outbox.route]]\ntopic = '{topic}'\nwhen.event_type = 'Good'\n"
     ));
     let relay = Relay::new(&database.url(Role::Relay), &kafka).await.set("outbox", config);
-    let mut relay = relay.set("relay.lease", "1m").set("relay.save_every", "20s"); // at rest it saves after a tenth of that
+    let mut relay = relay.set("relay.lease", "5m").set("relay.save_every", "100s"); // at rest it saves after a tenth of that
     relay.start();
     relay.ready().await;
     let insert = "insert into outbox.events (aggregate_type, aggregate_id, event_type, payload) values";

