@@ -175,14 +175,13 @@ async fn kafka_hears_and_is_not_heard() {
     swallowed("kafka_hears_and_is_not_heard", what, Server::Kafka, &[Direction::Answers]).await;
 }
 
-/// One connection says nothing more, as when a firewall has forgotten it; the others go on.
+/// One connection says nothing more, as when a firewall has forgotten it; the others that are open go on.
 async fn silenced(name: &str, what: &str, server: Server, request: Request, within: Duration) {
     let mut scene = Scene::before(server, name).await;
     let trap = scene.network(server).trap(request, Fate::Silenced);
     trap.sprung().await;
-    if server == Server::Postgres {
-        scene.network(server).shut(); // so that it is known what may come again
-    }
+    // nobody comes back before the lane has said why it stands, and before it is known what may come again
+    scene.network(server).shut();
     let seen = scene.says_why(within).await;
     if server == Server::Postgres {
         scene.may_repeat().await;
