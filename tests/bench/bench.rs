@@ -51,7 +51,6 @@ use relay::Relay;
 use report::{Report, Settings};
 use series::Series;
 use topics::Topics;
-use warmth::Warmth;
 
 /// Drains backlogs of events from Postgres to Kafka and prints how fast, beside floors and other relays.
 #[derive(Clone, Debug, Parser)]
@@ -229,18 +228,16 @@ async fn warm_up(bench: &mut Bench) -> anyhow::Result<()> {
     let events = bench.arguments.events.min(WARM_UP_EVENTS);
     let shape = Shape { events: events.min(10_000), ..bench.arguments.shape() };
     let floors: Floors = bench.load(shape).await?.floors;
-    let mut warmth = Warmth::none();
-    loop {
-        let topic = bench.topics.create().await?;
-        let meter = Meter::start(&bench.servers, &Client::Floor)?;
+    let Bench { servers, topics, .. } = &*bench;
+    warmth::warm(&format!("CPU seconds for {events} records"), async || {
+        let topic = topics.create().await?;
+        let meter = Meter::start(servers, &Client::Floor)?;
         floors.produce(&topic, events)?;
         let seconds = meter.read(&Client::Floor)?.kafka;
-        bench.topics.delete(&topic).await?;
-        say(&format!("warming the broker up: {seconds:.2} CPU seconds for {events} records"))?;
-        if warmth.is_enough(seconds) {
-            break;
-        }
-    }
+        topics.delete(&topic).await?;
+        Ok(seconds)
+    })
+    .await?;
     if bench.arguments.chosen().into_iter().any(Series::is_of_single_events) {
         latency::warm_broker(bench).await?;
     }

@@ -28,7 +28,7 @@ use super::report::{Finished, Spread, grouped, mebibytes, table};
 use super::roundtrip::{Sending, Sent};
 use super::schedule::Schedule;
 use super::topics::Topics;
-use super::warmth::Warmth;
+use super::warmth;
 
 /// The share of its schedule's rate below which a run does not show that rate.
 const ENOUGH: f64 = 0.95;
@@ -153,16 +153,9 @@ pub(crate) async fn warm_broker(bench: &Bench) -> anyhow::Result<()> {
     let stage = Stage::of(&bench.arguments, &bench.servers, &bench.topics, &admin);
     let rates = vec![WARM_UP_PER_SECOND];
     let plan = Plan { rates, seconds: STEP_SECONDS, rounds: 1, connections: 1, rows_per_transaction: 1 };
-    let mut warmth = Warmth::none();
-    loop {
-        let kafka = Trial::new(stage, &plan, WARM_UP_PER_SECOND, warmth.steps()).floor(&producer).await?.cores.kafka;
-        super::say(&format!(
-            "warming the broker up: {kafka:.2} of a core for {WARM_UP_PER_SECOND} single records a second"
-        ))?;
-        if warmth.is_enough(kafka) {
-            return Ok(());
-        }
-    }
+    let trial = Trial::new(stage, &plan, WARM_UP_PER_SECOND, 0);
+    let unit = format!("of a core for {WARM_UP_PER_SECOND} single records a second");
+    warmth::warm(&unit, async || Ok(trial.floor(&producer).await?.cores.kafka)).await
 }
 
 /// All relays at all rates, in turn, with a bare producer of these settings beside them.

@@ -11,30 +11,17 @@ const STEPS: RangeInclusive<u32> = 6..=16;
 /// A step above this share of the least that one has cost brings nothing; the second such one in a row ends it.
 const NO_LESS: f64 = 0.95;
 
-/// The steps so far.
-#[derive(Debug)]
-pub(crate) struct Warmth {
-    steps: u32,
-    least: f64,
-    no_less: u32,
-}
-
-impl Warmth {
-    /// Of a broker that has done nothing.
-    pub(crate) fn none() -> Self {
-        Self { steps: 0, least: f64::INFINITY, no_less: 0 }
+/// Repeats `step`, which answers what it cost, until it costs no less. `unit` says of what.
+pub(crate) async fn warm(unit: &str, mut step: impl AsyncFnMut() -> anyhow::Result<f64>) -> anyhow::Result<()> {
+    let (mut least, mut no_less) = (f64::INFINITY, 0);
+    for count in 1..=*STEPS.end() {
+        let cost = step().await?;
+        super::say(&format!("warming the broker up: {cost:.2} {unit}"))?;
+        no_less = if cost > least * NO_LESS { no_less + 1 } else { 0 };
+        least = least.min(cost);
+        if no_less > 1 && STEPS.contains(&count) {
+            break;
+        }
     }
-
-    /// How many steps there were.
-    pub(crate) fn steps(&self) -> u32 {
-        self.steps
-    }
-
-    /// Notes what a step has cost. Whether it was the last one.
-    pub(crate) fn is_enough(&mut self, cost: f64) -> bool {
-        self.steps += 1;
-        self.no_less = if cost > self.least * NO_LESS { self.no_less + 1 } else { 0 };
-        self.least = self.least.min(cost);
-        self.steps >= *STEPS.end() || self.no_less > 1 && STEPS.contains(&self.steps)
-    }
+    Ok(())
 }
