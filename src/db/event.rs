@@ -63,7 +63,10 @@ pub fn micros(bytes: &[u8]) -> Result<Micros, sqlx::Error> {
 }
 
 /// A bigint.
-fn number(bytes: &[u8]) -> Result<i64, sqlx::Error> {
+///
+/// # Errors
+/// It is none.
+pub fn number(bytes: &[u8]) -> Result<i64, sqlx::Error> {
     <[u8; 8]>::try_from(bytes).map(i64::from_be_bytes).map_err(decode)
 }
 
@@ -71,7 +74,11 @@ fn uuid(bytes: &[u8]) -> Result<EventId, sqlx::Error> {
     Uuid::from_slice(bytes).map(EventId::new).map_err(decode)
 }
 
-fn text(bytes: &[u8]) -> Result<String, sqlx::Error> {
+/// A text.
+///
+/// # Errors
+/// It is not in UTF-8.
+pub fn text(bytes: &[u8]) -> Result<String, sqlx::Error> {
     std::str::from_utf8(bytes).map(str::to_owned).map_err(decode)
 }
 
@@ -83,7 +90,8 @@ pub fn jsonb(bytes: &[u8]) -> Result<&[u8], sqlx::Error> {
     bytes.strip_prefix(&[1]).ok_or_else(|| sqlx::Error::Decode("expected jsonb in binary format, version 1".into()))
 }
 
-fn decode(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
+/// An error for what a column should not hold.
+pub fn decode(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
     sqlx::Error::Decode(Box::new(error))
 }
 

@@ -102,26 +102,23 @@ impl Server {
 }
 
 /// What a reading statement says of the server that ran it; it must be the one of the connection.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answered {
-    /// Whether it was a hot standby.
-    pub standby: bool,
     /// Process of the connection.
     pub pid: i32,
-    /// `None` on a standby.
+    /// `None` on a hot standby.
     pub timeline: Option<String>,
 }
 
 impl Answered {
     /// Refuses an answer of another server than the one that the connection was made to (fail-over under it, a proxy that spreads reads).
     pub fn by(&self, server: &Server) -> Result<(), DbError> {
-        if self.standby {
-            return Err(DbError::standby(&server.host));
+        let Some(timeline) = &self.timeline else { return Err(DbError::standby(&server.host)) };
+        if self.pid == server.pid && *timeline == server.timeline {
+            Ok(())
+        } else {
+            Err(DbError::other_server(&server.host))
         }
-        if self.pid != server.pid || self.timeline.as_ref() != Some(&server.timeline) {
-            return Err(DbError::other_server(&server.host));
-        }
-        Ok(())
     }
 }
 

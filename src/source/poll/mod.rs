@@ -113,17 +113,15 @@ impl Poll {
             .bind(as_i64(rows));
         let statement = if let Some(bytes) = cut { statement.bind(as_i64(bytes)) } else { statement };
         let mut answer = self.fetch(statement).await?;
-        let seen = answer.flags.seen().ok_or_else(no_answer)?.map_err(SourceError::Snapshot)?;
-        if answer.flags.was_writing() {
-            return Err(SourceError::OwnTransaction);
-        }
+        let seen = answer.flags.seen.as_deref().ok_or(SourceError::OwnTransaction)?;
+        let seen = Snapshot::parse(seen).map_err(SourceError::Snapshot)?;
         if answer.events.len() > rows {
             answer.events.truncate(rows); // the one above tells that there is more
             answer.stopped_at = answer.events.last().map(|event| event.id);
         }
         answer.may_be_cut(cut);
         let to = from.after_first(&seen, extent(answer.stopped_at));
-        let needs_wal = answer.flags.needs_wal().map_err(reading)?;
+        let needs_wal = answer.flags.needs_wal;
         self.wal = Some((seen.clone(), needs_wal));
         Ok(Batch { from: from.clone(), window_end: seen, events: answer.events, to, needs_wal })
     }
@@ -144,7 +142,7 @@ impl Poll {
         let to = from.after_page(behind, upto, extent(answer.stopped_at));
         let needs_wal = match &self.wal {
             Some((known, needs_wal)) if known == t => *needs_wal,
-            _ => answer.flags.needs_wal().map_err(reading)?, // goes on after a restart
+            _ => answer.flags.needs_wal, // goes on after a restart
         };
         self.wal = Some((t.clone(), needs_wal));
         Ok(Batch { from: from.clone(), window_end: t.clone(), events: answer.events, to, needs_wal })

@@ -16,30 +16,26 @@
 
 use super::flush;
 use crate::db::Answered;
-use crate::db::event::{COLUMNS, Columns, jsonb};
+use crate::db::event::{COLUMNS, Columns, decode, number, text};
 use crate::outbox::event::RowId;
 use crate::outbox::lsn::Lsn;
-use crate::outbox::snapshot::{Snapshot, SnapshotError};
-use serde::Deserialize;
+use crate::outbox::snapshot::Snapshot;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
-/// Which server answered: the values of [`Answered`], which a look gives as columns and a read among its flags.
-const STANDBY: &str = "pg_is_in_recovery()";
+/// Which server answered: the values of [`Answered`].
 const PID: &str = "pg_backend_pid()";
 const TIMELINE: &str = "case when not pg_is_in_recovery() then substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end";
 
-/// How far the WAL of a window has come.
+/// How far the WAL has come behind the snapshot, and how far it is on disk.
 const WAL: &str = "case when not pg_is_in_recovery() then pg_current_wal_insert_lsn() end";
 const FLUSHED: &str = "case when not pg_is_in_recovery() then pg_current_wal_flush_lsn() end";
 
-/// The last row of an answer is no event: it has no id, and the flags are its headers.
-fn flags_row(flags: &str) -> String {
-    let answered = format!("'standby', {STANDBY}, 'pid', {PID}, 'timeline', {TIMELINE}");
+/// The last row of an answer is no event: it has no id. What [`Flags`] reads stands in columns of the same types.
+fn flags_row(needs_wal: &str, seen: &str) -> String {
     format!(
-        "select null::bigint as id, null::timestamptz as created_at, null::bigint as sequence, null::uuid as event_id,
-       null::uuid as previous_event_id, null::text as aggregate_type, null::text as aggregate_id, null::text as event_type,
-       null::jsonb as payload, null::bytea as payload_bytes, jsonb_build_object({answered}, {flags}) as headers"
+        "select null::bigint as id, null::timestamptz, {PID}::bigint as pid, null::uuid, null::uuid, {TIMELINE} as timeline,
+       {needs_wal} as needs_wal, {seen} as seen, null::jsonb, null::bytea, null::jsonb"
     )
 }
 
@@ -64,13 +60,13 @@ pub fn first(cut: Cut) -> String {
         Cut::Never => "w join outbox.events using (id)".to_owned(),
         Cut::AtBytes => cut_window("$3"),
     };
+    let wait = flush::wait("now.wal", "null", "now.wal::text");
     let flags = flags_row(
-        "'needs_wal', now.wal::text, 'flushed', (select max(place)::text from looks),
-       'seen', now.s::text, 'clean', pg_current_xact_id_if_assigned() is null",
+        &format!("case when now.wal is null or not exists (select from w) then null\n              {wait} end"),
+        "case when pg_current_xact_id_if_assigned() is null then now.s::text end",
     );
-    let looks = flush::looks(FLUSHED, "(select wal from now where exists (select from w))");
     format!(
-        "with recursive now as materialized (select pg_current_snapshot() as s, {WAL} as wal),
+        "with now as materialized (select pg_current_snapshot() as s, {WAL} as wal),
      late as materialized (  -- in progress at S, ended since
        select x from now, pg_snapshot_xip($1::text::pg_snapshot) as x where pg_visible_in_snapshot(x, now.s)),
      w as materialized (  -- ids only
@@ -80,8 +76,7 @@ pub fn first(cut: Cut) -> String {
           union all
          select r.id from late cross join lateral (
            select id from outbox.events where xid >= late.x and xid <= late.x offset 0) r offset 0) i
-        order by id limit $2::bigint + 1),
-     {looks}
+        order by id limit $2::bigint + 1)
 select {COLUMNS} from {rows}
 union all
 {flags} from now"
@@ -114,7 +109,7 @@ pub fn page(page: &Page<'_>) -> String {
          order by id limit {rows}) p"
     );
     let events = cut_bytes.map_or_else(|| events.clone(), |bytes| cut_page(&events, &bytes.to_string()));
-    let flags = flags_row(&format!("'needs_wal', ({WAL})::text, 'flushed', ({FLUSHED})::text"));
+    let flags = flags_row(&format!("case when {FLUSHED} < {WAL} then ({WAL})::text end"), "null::text");
     format!("select {COLUMNS} from {events}\nunion all\n{flags}")
 }
 
@@ -150,19 +145,18 @@ pub fn beyond() -> String {
 }
 
 fn look(id: &str) -> String {
-    format!("select {id} as id, {STANDBY} as standby, {PID} as pid, {TIMELINE} as timeline")
+    format!("select {id} as id, {PID} as pid, {TIMELINE} as timeline")
 }
 
 /// What a reading statement says beside its events.
-#[derive(Debug, Deserialize)]
+#[derive(Debug)]
 pub struct Flags {
     /// Which server answered.
-    #[serde(flatten)]
     pub answered: Answered,
-    needs_wal: Option<String>,
-    flushed: Option<String>,
-    seen: Option<String>,
-    clean: Option<bool>,
+    /// The WAL's end after the snapshot was taken, if it was not on disk up to there.
+    pub needs_wal: Option<Lsn>,
+    /// The statement's snapshot, where it opened a window in a transaction that had no id of its own.
+    pub seen: Option<String>,
 }
 
 impl Flags {
@@ -171,32 +165,13 @@ impl Flags {
     /// # Errors
     /// It does not hold them.
     pub fn of(columns: &Columns<'_>) -> Result<Option<Self>, sqlx::Error> {
-        if columns[0].is_some() {
-            return Ok(None);
-        }
-        let json = columns[10].ok_or(sqlx::Error::RowNotFound)?;
-        serde_json::from_slice(jsonb(json)?).map(Some).map_err(|error| sqlx::Error::Decode(Box::new(error)))
-    }
-
-    /// The WAL's end after the snapshot was taken, if it was not on disk up to there.
-    ///
-    /// # Errors
-    /// A place in the WAL cannot be read.
-    pub fn needs_wal(&self) -> Result<Option<Lsn>, sqlx::Error> {
-        let place = |text: &Option<String>| text.as_deref().map(Lsn::parse).transpose();
-        let both = place(&self.needs_wal).and_then(|needs| Ok((needs, place(&self.flushed)?)));
-        let (needs, flushed) = both.map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
-        Ok(needs.filter(|_| flushed < needs))
-    }
-
-    /// The statement's snapshot, where it opened a window.
-    pub fn seen(&self) -> Option<Result<Snapshot, SnapshotError>> {
-        self.seen.as_deref().map(Snapshot::parse)
-    }
-
-    /// Whether the statement's transaction had an id of its own.
-    pub fn was_writing(&self) -> bool {
-        self.clean == Some(false)
+        let [None, _, pid, _, _, timeline, needs_wal, seen, ..] = *columns else { return Ok(None) };
+        let pid = pid.ok_or(sqlx::Error::RowNotFound).and_then(number)?;
+        let pid = i32::try_from(pid).map_err(decode)?;
+        let timeline = timeline.map(text).transpose()?;
+        let needs_wal = needs_wal.map(text).transpose()?;
+        let needs_wal = needs_wal.as_deref().map(Lsn::parse).transpose().map_err(decode)?;
+        Ok(Some(Self { answered: Answered { pid, timeline }, needs_wal, seen: seen.map(text).transpose()? }))
     }
 }
 
@@ -205,5 +180,5 @@ impl Flags {
 /// # Errors
 /// A column is missing or of another type.
 pub fn answered(row: &PgRow) -> Result<Answered, sqlx::Error> {
-    Ok(Answered { standby: row.try_get("standby")?, pid: row.try_get("pid")?, timeline: row.try_get("timeline")? })
+    Ok(Answered { pid: row.try_get("pid")?, timeline: row.try_get("timeline")? })
 }
