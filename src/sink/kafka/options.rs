@@ -163,6 +163,23 @@ mod tests {
         assert_eq!(properties.get("linger.ms"), Some("20"));
     }
 
+    /// What is set over a configured value would leave its owner believing in it.
+    #[test]
+    fn what_is_set_and_no_default_is_refused_in_the_configuration() {
+        let properties = producer(&kafka(&[]), PLAIN);
+        let may_be_set = DEFAULTS.map(|(name, _)| name);
+        for &name in properties.config_map().keys() {
+            if may_be_set.contains(&name) || name == "batch.size" {
+                continue; // of two sizes of a batch, the lower one counts
+            }
+            let file = format!(
+                "postgres.url = \"postgres://u@h/d\"\nkafka.brokers = \"h\"\nkafka.properties.\"{name}\" = \"1\""
+            );
+            let problems = crate::config::load(&file, &std::collections::BTreeMap::new()).unwrap_err();
+            assert!(problems[0].key.contains(name), "{name}: {problems:?}");
+        }
+    }
+
     #[test]
     fn a_careful_producer_sends_one_record_at_a_time() {
         let properties = producer(&kafka(&[("batch.num.messages", "500")]), Tuning { care: Care::Alone, ..PLAIN });
