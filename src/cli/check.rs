@@ -3,16 +3,18 @@
 use super::output::{self, Format};
 use super::{Exit, File, block_on, variables};
 use crate::config::Config;
-use crate::config::route::Part;
+use crate::config::kafka::Kafka;
+use crate::config::route::{Part, Policy};
 use crate::db::{self, DbError, Purpose, Session, doorbell};
 use crate::outbox::lane::LaneId;
 use crate::relay::leadership::Terms;
 use crate::sink::SendError;
-use crate::sink::kafka::topics::Topics;
+use crate::sink::kafka::topics::{self, Topics};
 use crate::store::decisions::{self, Filter};
 use crate::store::standing::{Finding, Severity};
 use crate::store::{guards, holders, standing};
 use serde::Serialize;
+use std::collections::BTreeSet;
 
 /// One line of the report.
 #[derive(Debug, Serialize)]
@@ -79,7 +81,8 @@ async fn look(config: &Config) -> Vec<Line> {
 /// Returns the id of the cluster, if it answers.
 async fn kafka(config: &Config, lines: &mut Vec<Line>) -> Option<String> {
     let asked = async {
-        let mut topics = Topics::new(&config.kafka, Terms::of(config.relay.lease).socket_timeout)?;
+        let looking = Kafka { create_topics: None, ..config.kafka.clone() }; // a look makes nothing
+        let mut topics = Topics::new(&looking, Terms::of(config.relay.lease).socket_timeout)?;
         let cluster = topics.cluster().await?;
         lines.push(Line::new("kafka", "ok", format!("cluster {cluster}"), None));
         for topic in fixed_topics(config) {
@@ -90,6 +93,9 @@ async fn kafka(config: &Config, lines: &mut Vec<Line>) -> Option<String> {
                     format!("topic {topic}: {} partitions, takes {} bytes", found.partitions, found.limit_bytes),
                     None,
                 )),
+                Err(error) if topics::is_missing(&error) && config.kafka.create_topics.is_some() => {
+                    lines.push(Line::new("kafka", "info", format!("topic {topic}: made at its first event"), None));
+                }
                 Err(error) => lines.push(Line::new("kafka", "error", error.what, error.hint)),
             }
         }
@@ -104,18 +110,19 @@ async fn kafka(config: &Config, lines: &mut Vec<Line>) -> Option<String> {
     }
 }
 
-/// Topics whose names do not depend on events.
-fn fixed_topics(config: &Config) -> Vec<String> {
-    let routes = config.outboxes.iter().flat_map(|outbox| &outbox.routes).filter(|route| route.publish);
-    let mut topics: Vec<String> = routes
-        .filter_map(|route| match &route.topic.parts[..] {
-            [Part::Literal(topic)] => Some(topic.clone()),
-            _ => None,
-        })
-        .collect();
-    topics.sort();
-    topics.dedup();
-    topics
+/// Topics whose names do not depend on events: those of routes, and for dead letters.
+fn fixed_topics(config: &Config) -> BTreeSet<String> {
+    let routes = || config.outboxes.iter().flat_map(|outbox| &outbox.routes).filter(|route| route.publish);
+    let targets = routes().filter_map(|route| match &route.topic.parts[..] {
+        [Part::Literal(topic)] => Some(topic),
+        _ => None,
+    });
+    let policies = config.outboxes.iter().map(|outbox| &outbox.on_reject).chain(routes().map(|route| &route.on_reject));
+    let dead_letters = policies.filter_map(|policy| match policy {
+        Policy::DeadLetter(topic) => Some(topic),
+        Policy::Park | Policy::Halt => None,
+    });
+    targets.chain(dead_letters).cloned().collect()
 }
 
 async fn postgres(config: &Config, cluster: Option<String>, lines: &mut Vec<Line>) {

@@ -1,6 +1,7 @@
 //! `outboxd migrate`: brings the schema up to date, or prints it for whoever may.
 
 use super::output::{self, Format};
+use super::owner::Owner;
 use super::{Ends, Exit, block_on};
 use crate::config::Config;
 use crate::config::outbox::OutboxName;
@@ -14,9 +15,8 @@ pub(super) struct Arguments {
     /// Print the SQL instead of applying it: schema, functions, roles and grants
     #[arg(long)]
     print: bool,
-    /// Connect as the owner of the schema [default: postgres.url]
-    #[arg(long, value_name = "URL", env = "OUTBOXD_ADMIN_URL", hide_env_values = true)]
-    admin_url: Option<String>,
+    #[command(flatten)]
+    owner: Owner,
     /// Also hang the doorbell up: writers wake the relay of this outbox [without NAME: default]
     #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "default", value_parser = OutboxName::parse)]
     doorbell: Option<OutboxName>,
@@ -55,10 +55,7 @@ pub(super) fn run(
         output::data(&script(errand.as_ref()));
         return Ok(Exit::Done);
     }
-    let url = match &how.admin_url {
-        Some(url) => Secret::new(url.clone()),
-        None => config()?.postgres.url,
-    };
+    let url = how.owner.url(|| Ok(config()?.postgres.url))?;
     let (applied, role) = block_on(apply(&url, errand.as_ref()))?;
     match format {
         Format::Json => {

@@ -6,6 +6,7 @@ mod config;
 mod cursor;
 mod migrate;
 mod output;
+mod owner;
 mod parked;
 mod reload;
 mod run;
@@ -65,7 +66,7 @@ const EXIT_CODES: &str =
 enum Command {
     /// Publish events until told to stop (SIGTERM or SIGINT; a second one ends at once); SIGHUP reads the configuration again
     Run,
-    /// Check configuration, servers, schema, grants and topics; each finding with its remedy
+    /// Check configuration, servers, schema, grants and the topics whose names no event decides; each finding with its remedy
     Check,
     /// Create or update the schema in Postgres
     Migrate(migrate::Arguments),

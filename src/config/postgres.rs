@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use url::Url;
 
 use super::key::{Fallback, Form, Key, Kind};
-use super::problem::{Fault, listed, nearest, quoted};
+use super::problem::{Fault, Problem, listed, nearest, quoted};
 use super::secret::{HIDDEN, Secret};
 use super::section::Section;
 
@@ -54,6 +54,20 @@ impl Postgres {
         let url = section.parse(&URL, complete)?;
         Some(Self { url: Secret::new(url) })
     }
+}
+
+/// Checks an address that does not stand in the file, under the name of what gave it. It is completed as `postgres.url` is.
+///
+/// # Errors
+/// What is wrong with it, which does not repeat it.
+pub fn address(name: &str, text: &str) -> Result<Secret, Problem> {
+    complete(text).map(Secret::new).map_err(|Fault { found, expected, hint }| Problem {
+        line: None,
+        key: name.to_owned(),
+        found,
+        expected,
+        hint,
+    })
 }
 
 /// The address with its password hidden, as `show` prints it.

@@ -157,8 +157,9 @@ async fn check_finds_nothing_where_all_is_well_and_says_what_to_do_where_not() {
     const NAME: &str = "check_finds_nothing_where_all_is_well";
     let database = Database::create(NAME).await;
     let kafka = Kafka::create(NAME);
-    let topic = kafka.topic("fixed");
-    let fixed = format!("[[outbox]]\n[[outbox.route]]\ntopic = \"{topic}\"");
+    let (topic, dead) = (kafka.topic("fixed"), kafka.topic("dead"));
+    let fixed =
+        format!("[[outbox]]\non_reject = {{ dead_letter = \"{dead}\" }}\n[[outbox.route]]\ntopic = \"{topic}\"");
     let mut relay = Relay::new(&database.url(Role::Relay), &kafka).await.set("outbox", outboxes(&fixed));
     let findings = async |relay: &Relay, words: &[&str]| {
         let output = relay.command(&["check"]).await;
@@ -171,10 +172,19 @@ async fn check_finds_nothing_where_all_is_well_and_says_what_to_do_where_not() {
         assert!(!bad.is_empty() && bad.iter().all(|line| line["hint"].is_string()), "each with its remedy: {listed}");
     };
 
-    let missing_topic = format!("topic {topic}: ");
-    findings(&relay, &["schema is missing", "hint: run: outboxd migrate", &missing_topic, "2 findings"]).await;
+    let missing = [&topic, &dead].map(|topic| format!("topic {topic}: Unknown topic"));
+    let [missing_topic, missing_dead] = &missing;
+    findings(&relay, &["schema is missing", "hint: run: outboxd migrate", missing_topic, missing_dead, "3 findings"])
+        .await;
     database.migrate().await;
     kafka.create_topic("fixed", 3).await;
+
+    // what the relay would make is no finding, and is not made by a look
+    relay = relay.set("kafka.create_topics", toml::toml! { partitions = 2 replication = 1 });
+    for _ in 0..2 {
+        let output = succeed(&relay, &["check"]).await;
+        assert!(output.stdout.contains(&format!("topic {dead}: made at its first event")), "{output}");
+    }
     let output = succeed(&relay, &["check"]).await;
     let topic = format!("topic {topic}: 3 partitions, takes 1048588 bytes");
     for words in ["no findings", "schema and grants", "has no cursor yet", &topic] {
@@ -213,6 +223,11 @@ async fn migrate_may_be_run_again_and_twice_at_once() {
     let denied = relay.command(&["migrate", "--admin-url", &fresh.url(Role::Relay)]).await;
     assert_eq!(denied.code, 1, "{denied}");
     assert!(denied.stderr.contains("permission denied") && denied.stderr.contains("--admin-url"), "{denied}");
+
+    // an address is held to the rules of the configured one
+    let refused = relay.command(&["migrate", "--admin-url", "postgres://owner@db/shop?sslpassword=hunter2"]).await;
+    assert_eq!(refused.code, 64, "{refused}");
+    assert!(refused.stderr.contains("--admin-url: expected") && !refused.stderr.contains("hunter2"), "{refused}");
 }
 
 #[tokio::test]

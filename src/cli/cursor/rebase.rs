@@ -1,10 +1,10 @@
 //! `outboxd cursor rebase`: counts, asks, does it in one transaction, and says what it did.
 
 use super::super::output::{self, Format, counted};
+use super::super::owner::Owner;
 use super::super::{Ends, Exit, migrate};
 use super::{Consent, Which, declined, known, refused, words};
 use crate::config::Config;
-use crate::config::secret::Secret;
 use crate::db::{self, DbErrorKind, Purpose, Session};
 use crate::outbox::lane::LaneId;
 use crate::store::guards::{self, Note};
@@ -26,13 +26,12 @@ pub(in super::super) struct Arguments {
     dry_run: bool,
     #[command(flatten)]
     consent: Consent,
-    /// Connect as the owner of the schema [default: postgres.url]
-    #[arg(long, value_name = "URL", env = "OUTBOXD_ADMIN_URL", hide_env_values = true)]
-    admin_url: Option<String>,
+    #[command(flatten)]
+    owner: Owner,
 }
 
 pub(super) async fn run(config: &Config, how: &Arguments, format: Format) -> anyhow::Result<Exit> {
-    let url = how.admin_url.as_ref().map_or_else(|| config.postgres.url.clone(), |url| Secret::new(url.clone()));
+    let url = how.owner.url(|| Ok(config.postgres.url.clone()))?;
     let mut session = db::connect(&url, Purpose::Own).await.map_err(|error| migrate::ends(&error))?;
     let wanted = Rebase { outboxes: how.which.names(config), all: how.all, kafka: how.kafka };
     if let Some(name) = &how.which.outbox {

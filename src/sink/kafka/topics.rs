@@ -277,7 +277,8 @@ fn is_silence(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-fn is_missing(error: &SendError) -> bool {
+/// Whether there is no such topic.
+pub fn is_missing(error: &SendError) -> bool {
     ["UnknownTopicOrPartition", "UnknownTopic"].contains(&error.code.as_str())
 }
 
