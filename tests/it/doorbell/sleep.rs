@@ -25,7 +25,7 @@ async fn no_single_event_is_slept_through() {
     let mut random = StdRng::seed_from_u64(seed());
     let mut app = scene.database.connect(Role::App).await;
     for nr in 1..=events() {
-        // it lies down some 14 ms after an event: the next one comes before, meanwhile, or after
+        // it lies down some 10 ms after an event: the next one comes before, meanwhile, or after
         sleep(Duration::from_micros(random.random_range(0..20_000))).await;
         if random.random_bool(0.3) {
             say(&mut app, "begin").await;

@@ -79,7 +79,7 @@ impl Kafka {
         });
         made.into_iter().next().unwrap().unwrap_or_else(|(topic, code)| panic!("topic {topic}: {code}"));
         eventually(&format!("topic {name} has leaders"), PATIENCE, async || {
-            let led = self.partitions(&name).await.len();
+            let led = self.led_partitions(&name).await.len();
             if led == usize::try_from(partitions).unwrap() { Ok(()) } else { Err(format!("{led} of {partitions}")) }
         })
         .await;
@@ -94,7 +94,7 @@ impl Kafka {
         let deleted = admin.delete_topics(&[name], &options).await.unwrap();
         deleted.into_iter().next().unwrap().unwrap_or_else(|(topic, code)| panic!("topic {topic}: {code}"));
         eventually(&format!("topic {name} is gone"), PATIENCE, async || {
-            let left = self.partitions(name).await.len();
+            let left = self.all_partitions(name).await.len();
             if left == 0 { Ok(()) } else { Err(format!("{left} partitions")) }
         })
         .await;
@@ -130,11 +130,6 @@ impl Kafka {
             }
         }
         ends
-    }
-
-    /// The partitions of a topic that have a leader.
-    async fn partitions(&self, topic: &str) -> Vec<i32> {
-        self.all_partitions(topic).await.into_iter().filter_map(|(id, leader)| (leader >= 0).then_some(id)).collect()
     }
 
     /// All partitions of a topic, once each has a leader; none if there is no such topic.
