@@ -12,7 +12,7 @@ use super::section::Section;
 pub struct Http {
     /// Port 0 lets the system choose.
     pub listen: SocketAddr,
-    /// Without one, nothing over HTTP can change state.
+    /// For requests that change state; none does in this version.
     pub token: Option<Secret>,
 }
 
@@ -27,7 +27,7 @@ const LISTEN: Key = Key {
 
 const TOKEN: Key = Key {
     name: "token",
-    doc: "What a request has to carry to change state. Without one, no request can.",
+    doc: "What a request has to carry to change state. No request changes any in this version.",
     kind: Kind::Value(Form::Secret("a token of visible ASCII characters, without spaces"), Fallback::Absent),
 };
 

@@ -82,7 +82,7 @@ const STARTS: &[Word<Start>] =
 
 const PROGRESS: Key = Key {
     name: "progress",
-    doc: "How it is known what is done. A cursor costs Postgres one row per batch.",
+    doc: "How it is known what is done. A cursor costs Postgres one row per save.",
     kind: Kind::Value(Form::Word(&["cursor"]), Fallback::Text("cursor")),
 };
 
