@@ -2,6 +2,12 @@
 
 use std::time::Duration;
 
+use outboxd::config::secret::Secret;
+use outboxd::db::{Purpose, connect};
+use outboxd::outbox::lane::LaneId;
+use outboxd::outbox::stream::Stream;
+use outboxd::store::cursor::{Acquired, Beginning, Claim, acquire, begin};
+use outboxd::store::parked::{Extent, fetch};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::time::sleep;
@@ -12,7 +18,7 @@ use crate::delivery::{arrive, numbers, stop, values, write, write_numbers};
 use crate::support::checker::Checker;
 use crate::support::eventually::{PATIENCE, eventually};
 use crate::support::kafka::Kafka;
-use crate::support::postgres::{Database, Role};
+use crate::support::postgres::{Database, Role, say};
 use crate::support::relay::Relay;
 use crate::support::seed;
 
@@ -68,6 +74,90 @@ async fn a_discarded_event_is_kept_and_what_follows_it_is_sent() {
     assert_eq!(output.code, 1, "{said}");
     assert!(said.contains("is not the first that is parked"), "{said}");
     stop(&mut relay).await;
+}
+
+/// Parks rows of a stream, each of `blocks` times 32 bytes that do not compress.
+fn parks(stream: &str, rows: i32, blocks: i32) -> String {
+    format!(
+        "insert into outbox.parked (outbox, lane, id, xid, created_at, event_id, aggregate_type, aggregate_id, event_type, headers, cause, payload_bytes)
+         select 'default', 0, n, '3', now(), gen_random_uuid(), 'order', '{stream}', 'Written', '{{}}', 'follows',
+                (select string_agg(sha256(convert_to(n || ' ' || i, 'UTF8')), ''::bytea) from generate_series(1, {blocks}) i)
+           from generate_series(1, {rows}) n"
+    )
+}
+
+/// It is the server that cuts: the rest of an answer holds up the next statement, and that is a save of the cursor.
+#[tokio::test]
+async fn the_server_sends_a_bounded_part_of_what_is_parked() {
+    const SMALL: &str = "small 1, small 2, small 3, small 4, small 5";
+    let database = Database::migrated("the_server_sends_a_bounded_part").await;
+    let mut owner = database.connect(Role::Owner).await;
+    for (stream, rows, blocks) in [("small", 5, 0), ("wide", 5, 3_200), ("huge", 2, 32_000)] {
+        say(&mut owner, &parks(stream, rows, blocks)).await;
+    }
+    let mut writer = connect(&Secret::new(database.url(Role::Relay)), Purpose::Write).await.unwrap();
+    begin(&mut writer, "default", LaneId::FIRST, Beginning::Earliest).await.unwrap();
+    let claim = Claim {
+        outbox: "default".to_owned(),
+        lane: LaneId::FIRST,
+        owner: "test".to_owned(),
+        ttl: PATIENCE,
+        kafka_cluster: String::new(),
+    };
+    let Acquired::Held(lease, _) = acquire(&mut writer, &claim, None).await.unwrap() else { panic!("not free") };
+    let mut read = async |streams: &[&str], budget_bytes| {
+        let streams: Vec<Stream> = streams
+            .iter()
+            .map(|name| Stream { aggregate_type: "order".to_owned(), aggregate_id: (*name).to_owned() })
+            .collect();
+        let (found, extent) = fetch(&mut writer, &lease, &streams, 100, budget_bytes).await.unwrap();
+        let names = found.iter().map(|row| format!("{} {}", row.event.aggregate_id, row.event.id.get()));
+        (names.collect::<Vec<_>>().join(", "), extent)
+    };
+    assert_eq!(read(&["small"], usize::MAX).await, (SMALL.to_owned(), Extent::Whole));
+    assert_eq!(read(&[], usize::MAX).await, (String::new(), Extent::Whole));
+    // three rows of 100 kB: before the fourth, 256 KiB are full
+    let three = format!("{SMALL}, wide 1, wide 2, wide 3");
+    assert_eq!(read(&["small", "wide", "huge"], usize::MAX).await, (three, Extent::Cut));
+    // one that is too large comes, and alone
+    assert_eq!(read(&["huge", "small"], usize::MAX).await, ("huge 1".to_owned(), Extent::Cut));
+    // the reader's own budget is the smaller one
+    assert_eq!(read(&["wide"], 150_000).await, ("wide 1, wide 2".to_owned(), Extent::Cut));
+}
+
+#[tokio::test]
+async fn streams_with_more_than_the_server_sends_at_once_are_released_completely_and_in_order() {
+    const NAME: &str = "streams_with_more_than_the_server_sends";
+    let (database, kafka) = (Database::migrated(NAME).await, Kafka::create(NAME));
+    let topic = kafka.create_topic_with("order", 1, &[("max.message.bytes", "20000")]).await;
+    for stream in ["7", "8"] {
+        // the first is too large; those behind it are 1.4 MB that do not compress
+        let insert = format!(
+            "insert into outbox.events (aggregate_type, aggregate_id, event_type, payload)
+             select 'order', '{stream}', 'Written',
+                    to_jsonb((select string_agg(md5(n || ' ' || i), '') from generate_series(1, case when n = 1 then 1000 else 300 end) i))
+               from generate_series(1, 150) n"
+        );
+        write(&database, &insert).await;
+    }
+    let mut relay = Relay::new(&database.url(Role::Relay), &kafka).await;
+    relay.start();
+    eventually("all is parked", PATIENCE, async || {
+        let found = parked(&relay).await;
+        let is_all = found.len() == 2 && found.iter().all(|stream| stream["events"] == 150);
+        if is_all { Ok(()) } else { Err(format!("{found:?}; {:?}", relay.status().await)) }
+    })
+    .await;
+
+    configure(&kafka, &topic, "max.message.bytes", "100000").await;
+    let mut checker = Checker::new(database.committed().await);
+    let mut reader = kafka.reader(&[&topic]);
+    decides(&relay, &["retry", "--all"]).await;
+    arrive(&mut reader, 300, &relay).await.iter().for_each(|record| checker.see(record));
+    are_parked(&relay, 0).await;
+    stop(&mut relay).await;
+    let verdict = checker.verdict(&[]);
+    assert!(verdict.is_sound() && checker.missing() == 0, "{verdict}");
 }
 
 /// Bug 23 of the field: the release of a stream races its live events. Here the relay also dies, and the cause comes back.
