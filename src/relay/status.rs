@@ -109,9 +109,9 @@ pub struct LaneStatus {
     pub in_flight_events: usize,
     /// Streams of which events are parked. `None` until the lane has looked.
     pub parked_streams: Option<usize>,
-    /// Events behind the saved cursor; 10,000 means that many or more. `None` until it was looked at.
+    /// Events behind the saved cursor, at least; 10,000 means that many or more. `None` until it was looked at.
     pub lag_events: Option<i64>,
-    /// Age of the oldest event behind the saved cursor.
+    /// Age of the oldest event behind the saved cursor, at least.
     pub lag_seconds: Option<f64>,
     /// How the doorbell is; `None` without one, or while this relay does not read.
     pub doorbell: Option<DoorbellState>,

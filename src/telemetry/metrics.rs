@@ -59,9 +59,9 @@ pub struct LaneMetrics {
     pub cursor_saves: Counter,
     /// Events sent and not settled.
     pub in_flight: Gauge,
-    /// Events that wait behind the saved cursor; 10,000 means that many or more.
+    /// Events that wait behind the saved cursor, at least; 10,000 means that many or more.
     pub backlog: Gauge,
-    /// Age of the oldest event that waits.
+    /// Age of the oldest of them.
     pub lag: Fraction,
     /// Whether the lane does what it is there for: relays, or stands by.
     pub ready: Gauge,
@@ -91,7 +91,7 @@ impl Default for Metrics {
         let lag: Family<Labels, Fraction> = Family::default();
         registry.register_with_unit(
             "lag",
-            "Age of the oldest event that waits behind the saved cursor",
+            "Age of the oldest event behind the saved cursor, at least",
             Unit::Seconds,
             lag.clone(),
         );
@@ -113,7 +113,10 @@ impl Default for Metrics {
             cursor_saves: metric!("cursor_saves", "Saves of the cursor"),
             sessions: metric!("sessions_ended", "Times that a lane stopped and went on from the saved cursor"),
             in_flight: metric!("in_flight_events", "Events sent and not settled"),
-            backlog: metric!("backlog_events", "Events behind the saved cursor; 10000 means that many or more"),
+            backlog: metric!(
+                "backlog_events",
+                "Events behind the saved cursor, at least; 10000 means that many or more"
+            ),
             ready: metric!("ready", "Whether the lane relays or stands by"),
             leader: metric!("lease_held", "Whether this relay holds the lease of the lane"),
             doorbell_asleep: metric!("doorbell_asleep", "Whether the lane sleeps until a writer rings"),

@@ -5,8 +5,9 @@ use std::fmt::Write as _;
 use outboxd::config::secret::Secret;
 use outboxd::db::{Purpose, Session};
 use outboxd::outbox::event::RowId;
+use outboxd::outbox::lane::LaneId;
 use outboxd::outbox::snapshot::Snapshot;
-use outboxd::source::poll::backlog::BACKLOG;
+use outboxd::source::poll::backlog::{BACKLOG, CAP, look};
 use outboxd::source::poll::window::{Cut, Page, beyond, first, page, upto};
 use sqlx::postgres::PgArguments;
 use sqlx::query::QueryScalar;
@@ -30,12 +31,24 @@ enum Shape {
     Uncorrelated,
 }
 
+impl Shape {
+    /// Rows of one transaction.
+    fn rows_each(self) -> i64 {
+        if matches!(self, Self::FewTransactions) { DELIVERED / 4 } else { 1_000 }
+    }
+
+    /// Buffers of a look that meets only settled rows near the cursor: less than the whole table has, and than it has rows where each is
+    /// on another page than the one before.
+    fn far_look(self) -> u64 {
+        if matches!(self, Self::Uncorrelated) { 25_000 } else { 4_000 }
+    }
+}
+
 /// Fills a table; answers the snapshot that has settled all of it.
 async fn delivered(shape: Shape, database: &Database) -> String {
     let mut owner = database.connect(Role::Owner).await;
-    let transactions = if matches!(shape, Shape::FewTransactions) { 4 } else { 300 };
-    for _ in 0..transactions {
-        insert(database, DELIVERED / transactions).await;
+    for _ in 0..DELIVERED / shape.rows_each() {
+        insert(database, shape.rows_each()).await;
     }
     match shape {
         Shape::Usual | Shape::FewTransactions => say(&mut owner, "vacuum analyze outbox.events").await,
@@ -112,8 +125,12 @@ impl Done {
 
 const IDS: &str = "Index Only Scan using events_xid on events";
 const ROWS: &str = "Index Scan using events_pkey on events";
-/// What waits behind a closed cursor, looked at no further than it is counted.
-const WAITING: &str = "Index Scan using events_xid on events (";
+/// What waits, looked at no further than it is counted.
+const WALKS: [&str; 3] = [
+    "Index Scan using events_xid on events late (",
+    "Index Scan Backward using events_xid on events newest (",
+    "Index Scan using events_xid on events newer (",
+];
 const SCANS: [&str; 4] = ["Seq Scan on events", "Bitmap", "Hash Join", "Merge Join"];
 
 async fn check(shape: Shape, name: &str) {
@@ -131,7 +148,16 @@ async fn check(shape: Shape, name: &str) {
         faults += &done.faults(&format!("{shape:?}, idle first, {cut:?}"), &[IDS, ROWS], &SCANS, 10);
     }
     say(&mut owner, &cursor(&s, "null", "null")).await;
-    faults += &looked(&mut monitor, &format!("{shape:?}, idle look"), 30).await;
+    faults += &looked(&mut monitor, &format!("{shape:?}, idle look"), 0, 30).await;
+
+    // settled but for the last delivery, which was still open
+    let last = "select xid::text from outbox.events where id = $1";
+    let x: String = sqlx::query_scalar(last).bind(DELIVERED).fetch_one(&mut owner).await.unwrap();
+    let xmax = s.split(':').nth(1).unwrap();
+    say(&mut owner, &cursor(&format!("{x}:{xmax}:{x}"), &format!("'{s}'"), "1")).await;
+    let what = format!("{shape:?}, look for what was late");
+    faults += &looked(&mut monitor, &what, shape.rows_each().min(CAP), shape.far_look()).await;
+    say(&mut owner, &cursor(&s, "null", "null")).await;
 
     // a small window behind all that was delivered
     insert(&database, 5).await;
@@ -153,9 +179,12 @@ async fn check(shape: Shape, name: &str) {
         }
     }
     let most = 11_000; // a look counts up to 10,000
-    faults += &looked(&mut monitor, &format!("{shape:?}, look at 50,000"), most).await;
+    faults += &looked(&mut monitor, &format!("{shape:?}, look at 50,000"), CAP, most).await;
     say(&mut owner, &cursor(&s, &format!("'{t}'"), &(DELIVERED + 40_000).to_string())).await;
-    faults += &looked(&mut monitor, &format!("{shape:?}, look inside a window"), most).await;
+    faults += &looked(&mut monitor, &format!("{shape:?}, look inside a window"), CAP, most).await;
+    // a window that goes on far behind `after`: what lies between is settled
+    say(&mut owner, &cursor(&s, &format!("'{t}'"), "1")).await;
+    faults += &looked(&mut monitor, &format!("{shape:?}, look far ahead"), CAP, shape.far_look()).await;
     let done = run(&mut reader, explain(&upto()).bind(t.clone())).await;
     faults += &done.faults(&format!("{shape:?}, upto"), &["using events_pkey"], &SCANS, 20);
     let done = run(&mut reader, explain(&beyond()).bind(DELIVERED)).await;
@@ -172,10 +201,12 @@ fn cursor(s: &str, t: &str, after: &str) -> String {
     )
 }
 
-/// What is wrong with what the monitor does every second.
-async fn looked(monitor: &mut Session, what: &str, buffers: u64) -> String {
-    let done = run(monitor, explain(BACKLOG).bind("default").bind(0_i16).bind(10_000_i64)).await;
-    done.faults(what, &[WAITING], &["Seq Scan on events"], buffers)
+/// What is wrong with what the monitor does every second: it has to count `waiting`.
+async fn looked(monitor: &mut Session, what: &str, waiting: i64, buffers: u64) -> String {
+    let found = look(monitor, "default", LaneId::FIRST).await.unwrap().events;
+    let done = run(monitor, explain(BACKLOG).bind("default").bind(LaneId::FIRST.get()).bind(CAP)).await;
+    let faults = done.faults(what, &WALKS, &["Seq Scan on events"], buffers);
+    if found == waiting { faults } else { format!("{faults}{what}: {found} instead of {waiting}\n") }
 }
 
 /// Runs the statement that opens a window as the reader does: prepared, planned without its arguments.
