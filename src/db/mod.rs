@@ -112,6 +112,9 @@ pub struct Answered {
 
 impl Answered {
     /// Refuses an answer of another server than the one that the connection was made to (fail-over under it, a proxy that spreads reads).
+    ///
+    /// # Errors
+    /// It was a standby, or another server.
     pub fn by(&self, server: &Server) -> Result<(), DbError> {
         let Some(timeline) = &self.timeline else { return Err(DbError::standby(&server.host)) };
         if self.pid == server.pid && *timeline == server.timeline {

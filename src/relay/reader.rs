@@ -10,14 +10,15 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-/// A read that takes longer will not end: its answer was lost on the way. Opening a window reads its ids once, a million in a second.
+/// A read of which nothing is heard for longer will not end: no row comes, and nobody says that the server is at it. One that is may take
+/// as long as it does: opening a window reads its ids once, a million in a second.
 const READ_LIMIT: Duration = Duration::from_mins(10);
 
 /// How often a read that takes long is looked at, and how many looks without work and without a row make it lost.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 const LOOKS: u32 = 2;
 
-/// Batches between reader and pump. With the one being read and the one being sent, three pages of a quarter of the budget each at most.
+/// Batches between reader and pump: with the one being read and the one being sent, three pages.
 pub const BATCHES_AHEAD: usize = 1;
 
 /// Reads batches one after the other, ahead of the loop, until nobody takes them or something is wrong.
@@ -25,8 +26,7 @@ pub async fn read(mut poll: Poll, mut from: Cursor, mut waker: Waker, feed: mpsc
     let watch = poll.watch();
     loop {
         let began = Instant::now();
-        let read = tokio::time::timeout(READ_LIMIT, answered(poll.next(&from), &watch)).await;
-        let read = read.unwrap_or_else(|_| Err(SourceError::Db(DbError::silent("reading events", READ_LIMIT))));
+        let read = answered(poll.next(&from), &watch).await;
         let took = began.elapsed();
         let traffic = read.as_ref().map(|batch| {
             from = batch.to.clone();
@@ -58,8 +58,9 @@ fn traffic(batch: &Batch) -> Traffic {
 
 /// Waits for a read, but not for one that is lost: the server is not at it, and no row comes.
 async fn answered(read: impl Future<Output = Result<Batch, SourceError>>, watch: &Watch) -> Result<Batch, SourceError> {
+    let silent = |limit| Err(SourceError::Db(DbError::silent("reading events", limit)));
     let mut read = std::pin::pin!(read);
-    let (mut idle, mut received) = (0_u32, watch.received());
+    let (mut idle, mut received, mut heard_at) = (0_u32, watch.received(), Instant::now());
     loop {
         if let Ok(read) = tokio::time::timeout(LOOK_EVERY, &mut read).await {
             return read;
@@ -67,12 +68,19 @@ async fn answered(read: impl Future<Output = Result<Batch, SourceError>>, watch:
         // a server that does not answer here, either, is no proof: the renewal of the lease finds it out
         let at_work = tokio::select! {
             read = &mut read => return read,
-            at_work = watch.is_at_work() => at_work.unwrap_or(true),
+            at_work = watch.is_at_work() => at_work.ok(),
         };
-        let quiet = !at_work && std::mem::replace(&mut received, watch.received()) == watch.received();
-        idle = if quiet { idle.saturating_add(1) } else { 0 };
+        let rows_came = std::mem::replace(&mut received, watch.received()) != watch.received();
+        if rows_came || at_work == Some(true) {
+            (idle, heard_at) = (0, Instant::now());
+        } else if at_work == Some(false) {
+            idle = idle.saturating_add(1);
+        }
         if idle >= LOOKS {
-            return Err(SourceError::Db(DbError::silent("reading events", LOOK_EVERY.saturating_mul(LOOKS))));
+            return silent(LOOK_EVERY.saturating_mul(LOOKS));
+        }
+        if heard_at.elapsed() > READ_LIMIT {
+            return silent(READ_LIMIT);
         }
     }
 }

@@ -19,7 +19,8 @@ pub struct Batch {
     pub events: Vec<Event>,
     /// Where reading stands after them. Closed if the batch ends its window: then it carries an end mark.
     pub to: Cursor,
-    /// The WAL must be on disk up to here before anything of the batch is sent; `None` if it was when the batch was read.
+    /// The WAL must be on disk up to here before anything of the batch is sent; `None` if it was when the batch was read, or
+    /// if there is no event.
     pub needs_wal: Option<Lsn>,
 }
 

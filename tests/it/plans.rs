@@ -8,7 +8,7 @@ use outboxd::outbox::event::RowId;
 use outboxd::outbox::lane::LaneId;
 use outboxd::outbox::snapshot::Snapshot;
 use outboxd::source::poll::backlog::{BACKLOG, CAP, look};
-use outboxd::source::poll::window::{Cut, Page, beyond, first, page, upto};
+use outboxd::source::poll::window::{Cut, Page, beyond, first, newest, page, upto};
 use sqlx::postgres::PgArguments;
 use sqlx::query::QueryScalar;
 use sqlx::{AssertSqlSafe, Postgres};
@@ -165,10 +165,10 @@ async fn check(shape: Shape, name: &str) {
         let done = opened(&mut reader, cut, &s, 10_000).await;
         faults += &done.faults(&format!("{shape:?}, small first, {cut:?}"), &[IDS, ROWS], &SCANS, 60);
     }
+    let small = now(&mut reader).await;
     // pages of a large window, at its start and near its end
     insert(&database, 50_000).await;
-    let t: String =
-        sqlx::query_scalar("select pg_current_snapshot()::text").fetch_one(&mut reader.connection).await.unwrap();
+    let t = now(&mut reader).await;
     for after in [DELIVERED, DELIVERED + 45_000] {
         for (cut, n) in [(Cut::Never, 1_000), (Cut::AtBytes, 1_000), (Cut::Never, 10_000)] {
             let what = format!("{shape:?}, page of {n} behind {after}, {cut:?}");
@@ -185,11 +185,19 @@ async fn check(shape: Shape, name: &str) {
     // a window that goes on far behind `after`: what lies between is settled
     say(&mut owner, &cursor(&s, &format!("'{t}'"), "1")).await;
     faults += &looked(&mut monitor, &format!("{shape:?}, look far ahead"), CAP, shape.far_look()).await;
-    let done = run(&mut reader, explain(&upto()).bind(t.clone())).await;
-    faults += &done.faults(&format!("{shape:?}, upto"), &["using events_pkey"], &SCANS, 20);
+    let done = run(&mut reader, explain(&newest())).await;
+    faults += &done.faults(&format!("{shape:?}, newest"), &["using events_pkey"], &SCANS, 10);
+    let done = run(&mut reader, explain(&upto()).bind(s.clone()).bind(t.clone())).await;
+    faults += &done.faults(&format!("{shape:?}, upto"), &[IDS], &SCANS, 3_000);
+    let done = run(&mut reader, explain(&upto()).bind(s.clone()).bind(small.clone())).await;
+    faults += &done.faults(&format!("{shape:?}, upto of a small window before 50,000 events"), &[IDS], &SCANS, 20);
     let done = run(&mut reader, explain(&beyond()).bind(DELIVERED)).await;
     faults += &done.faults(&format!("{shape:?}, beyond"), &["using events_pkey"], &SCANS, 20);
     assert!(faults.is_empty(), "{faults}");
+}
+
+async fn now(reader: &mut Session) -> String {
+    sqlx::query_scalar("select pg_current_snapshot()::text").fetch_one(&mut reader.connection).await.unwrap()
 }
 
 /// A cursor that has settled all that `s` sees.

@@ -31,7 +31,7 @@ const LARGE_BYTES: usize = 1024 * 1024;
 pub struct Poll {
     session: Session,
     size: PageSize,
-    /// The last id of the open window, once it is known: it costs a look, and holds as long as `t` does.
+    /// An id beyond which the open window has none, once it is known: it costs a look, and holds as long as `t` does.
     upto: Option<(Snapshot, RowId)>,
     /// How far the WAL had come when the open window was opened, if it was not on disk: what its pages need.
     wal: Option<(Snapshot, Option<Lsn>)>,
@@ -120,6 +120,10 @@ impl Poll {
             answer.stopped_at = answer.events.last().map(|event| event.id);
         }
         answer.may_be_cut(cut);
+        if answer.stopped_at.is_some() {
+            let newest = self.look(sqlx::query(AssertSqlSafe(window::newest()))).await?; // composed of constants only, as the next ones
+            self.upto = newest.map(|newest| (seen.clone(), newest));
+        }
         let to = from.after_first(&seen, extent(answer.stopped_at));
         let needs_wal = answer.flags.needs_wal;
         self.wal = Some((seen.clone(), needs_wal));
@@ -127,7 +131,7 @@ impl Poll {
     }
 
     async fn page(&mut self, from: &Cursor, s: &Snapshot, t: &Snapshot, after: RowId) -> Result<Batch, SourceError> {
-        let upto = self.upto(t).await?;
+        let upto = self.upto(s, t).await?;
         let bound = Cursor::page_bound(after, upto);
         let (rows, cut_bytes) = (self.size.rows(), self.size.cut_bytes());
         let mut answer = self.copy(&window::page(&Page { after, bound, s, t, rows, cut_bytes })).await?;
@@ -188,13 +192,13 @@ impl Poll {
         answer
     }
 
-    async fn upto(&mut self, t: &Snapshot) -> Result<RowId, SourceError> {
+    async fn upto(&mut self, s: &Snapshot, t: &Snapshot) -> Result<RowId, SourceError> {
         if let Some((known, upto)) = &self.upto
             && known == t
         {
             return Ok(*upto);
         }
-        let statement = sqlx::query(AssertSqlSafe(window::upto())).bind(t.to_string()); // composed of constants only, as the next one
+        let statement = sqlx::query(AssertSqlSafe(window::upto())).bind(s.to_string()).bind(t.to_string());
         let upto = self.look(statement).await?.unwrap_or(RowId::new(0));
         self.upto = Some((t.clone(), upto));
         Ok(upto)

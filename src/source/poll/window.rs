@@ -27,10 +27,6 @@ use sqlx::postgres::PgRow;
 const PID: &str = "pg_backend_pid()";
 const TIMELINE: &str = "case when not pg_is_in_recovery() then substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end";
 
-/// How far the WAL has come behind the snapshot, and how far it is on disk.
-const WAL: &str = "case when not pg_is_in_recovery() then pg_current_wal_insert_lsn() end";
-const FLUSHED: &str = "case when not pg_is_in_recovery() then pg_current_wal_flush_lsn() end";
-
 /// The last row of an answer is no event: it has no id. What [`Flags`] reads stands in columns of the same types.
 fn flags_row(needs_wal: &str, seen: &str) -> String {
     format!(
@@ -66,7 +62,7 @@ pub fn first(cut: Cut) -> String {
         "case when pg_current_xact_id_if_assigned() is null then now.s::text end",
     );
     format!(
-        "with now as materialized (select pg_current_snapshot() as s, {WAL} as wal),
+        "with now as materialized (select pg_current_snapshot() as s, case when not pg_is_in_recovery() then pg_current_wal_insert_lsn() end as wal),
      late as materialized (  -- in progress at S, ended since
        select x from now, pg_snapshot_xip($1::text::pg_snapshot) as x where pg_visible_in_snapshot(x, now.s)),
      w as materialized (  -- ids only
@@ -109,7 +105,11 @@ pub fn page(page: &Page<'_>) -> String {
          order by id limit {rows}) p"
     );
     let events = cut_bytes.map_or_else(|| events.clone(), |bytes| cut_page(&events, &bytes.to_string()));
-    let flags = flags_row(&format!("case when {FLUSHED} < {WAL} then ({WAL})::text end"), "null::text");
+    let flags = flags_row(
+        "case when pg_is_in_recovery() then null
+              when pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn() then pg_current_wal_insert_lsn()::text end",
+        "null::text",
+    );
     format!("select {COLUMNS} from {events}\nunion all\n{flags}")
 }
 
@@ -134,9 +134,22 @@ fn kept(weighed: &str, budget: &str) -> String {
     )
 }
 
-/// The last id of the window that ends at `$1`; once per large window.
+/// The last id that there is: no id of a window that was opened before lies beyond it. Once per large window.
+pub fn newest() -> String {
+    look("(select max(id) from outbox.events)")
+}
+
+/// No id of the window from `$1` to `$2` lies beyond this one; for a window that an earlier session has opened. It reads what opening the
+/// window has read: by the primary key it would walk all that was written since.
 pub fn upto() -> String {
-    look("(select max(id) from outbox.events where pg_visible_in_snapshot(xid, $1::text::pg_snapshot))")
+    look(
+        "(select max(id) from (
+       select id from outbox.events
+        where xid >= pg_snapshot_xmax($1::text::pg_snapshot) and xid < pg_snapshot_xmax($2::text::pg_snapshot)
+        union all
+       select r.id from pg_snapshot_xip($1::text::pg_snapshot) as x cross join lateral (
+         select id from outbox.events where xid >= x and xid <= x offset 0) r offset 0) i)",
+    )
 }
 
 /// The first id beyond `$1`: ids can have gaps of any size.
@@ -153,7 +166,7 @@ fn look(id: &str) -> String {
 pub struct Flags {
     /// Which server answered.
     pub answered: Answered,
-    /// The WAL's end after the snapshot was taken, if it was not on disk up to there.
+    /// The WAL's end after the snapshot was taken, if there are events and it was not on disk up to there.
     pub needs_wal: Option<Lsn>,
     /// The statement's snapshot, where it opened a window in a transaction that had no id of its own.
     pub seen: Option<String>,
