@@ -52,7 +52,7 @@ async fn look(session: &mut Session, outbox: &str) -> anyhow::Result<LaneStatus>
         None => format!("nobody holds the lease; the cursor was saved at {}", row.saved_at),
     });
     status.cursor = Some(row.position);
-    status.look(backlog::look(session, outbox, LaneId::FIRST).await.map_err(|error| migrate::ends(&error))?);
+    status.look(Some(backlog::look(session, outbox, LaneId::FIRST).await.map_err(|error| migrate::ends(&error))?));
     Ok(status)
 }
 

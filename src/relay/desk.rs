@@ -107,10 +107,12 @@ impl Desk {
         before
     }
 
-    /// Takes over what was seen of the backlog.
-    pub fn look(&self, backlog: Backlog) {
-        self.metrics.backlog.set(backlog.events);
-        self.metrics.lag.set(backlog.oldest_seconds);
+    /// Takes over what was seen of the backlog; `None` if it cannot be seen: then nobody may believe what was seen before.
+    pub fn look(&self, backlog: Option<Backlog>) {
+        #[expect(clippy::cast_precision_loss, reason = "counting ends at 10,000")]
+        let events = backlog.map_or(f64::NAN, |seen| seen.events as f64);
+        self.metrics.backlog.set(events);
+        self.metrics.lag.set(backlog.map_or(f64::NAN, |seen| seen.oldest_seconds));
         self.note(|status| status.look(backlog));
     }
 }

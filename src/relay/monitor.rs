@@ -9,6 +9,7 @@ use crate::store::guards::Refusal;
 use crate::store::{holders, standing};
 use crate::telemetry::changes;
 use std::collections::HashSet;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -18,7 +19,7 @@ use tokio::time::Instant;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often the standing guards are; as often as the rest while one of them forbids reading.
 const GUARD_EVERY: Duration = Duration::from_mins(1);
-/// After an error the lane is in the same trouble, and says so; this only looks again.
+/// After an error the lane is mostly in the same trouble, and says so. Where it is well after this time, the monitor alone is in trouble.
 const AFTER_ERROR: Duration = Duration::from_secs(2);
 
 /// One lane's monitor.
@@ -38,14 +39,18 @@ impl Monitor {
     pub async fn run(self) {
         let mut said = HashSet::new();
         loop {
-            if let Err(error) = self.watch(&mut said).await {
-                tracing::debug!(outbox = self.desk.outbox(), %error, "monitor looks again");
-            }
+            let Err(error) = self.watch(&mut said).await;
+            tracing::debug!(outbox = self.desk.outbox(), %error, "monitor looks again");
+            self.desk.look(None);
             tokio::time::sleep(AFTER_ERROR).await;
+            let message = format!("nobody can see how much waits: {error}");
+            if self.desk.status().ready && said.insert(message.clone()) {
+                changes::finding(self.desk.outbox(), &message, error.hint());
+            }
         }
     }
 
-    async fn watch(&self, said: &mut HashSet<String>) -> Result<(), DbError> {
+    async fn watch(&self, said: &mut HashSet<String>) -> Result<Infallible, DbError> {
         let mut session = db::connect(&self.url, Purpose::Observe).await?;
         let mut guarded: Option<Instant> = None;
         loop {
@@ -55,7 +60,7 @@ impl Monitor {
                 guarded = Some(Instant::now());
             }
             if self.refusal.borrow().is_none() {
-                self.desk.look(backlog::look(&mut session, self.desk.outbox(), self.lane).await?);
+                self.desk.look(Some(backlog::look(&mut session, self.desk.outbox(), self.lane).await?));
                 self.holders(&mut session, said).await?;
             }
             tokio::time::sleep(LOOK_EVERY).await;

@@ -103,7 +103,7 @@ pub struct LaneStatus {
     pub epoch: Option<i64>,
     /// The position up to which all is settled: S, and T and after inside a large window.
     pub cursor: Option<String>,
-    /// Events settled since the process started.
+    /// Events whose records Kafka has acknowledged since the process started.
     pub published_events: u64,
     /// Events sent and not settled.
     pub in_flight_events: usize,
@@ -146,8 +146,8 @@ impl LaneStatus {
     }
 
     /// Takes over what was seen of the backlog.
-    pub fn look(&mut self, backlog: Backlog) {
-        self.lag_events = Some(backlog.events);
-        self.lag_seconds = Some(backlog.oldest_seconds);
+    pub fn look(&mut self, backlog: Option<Backlog>) {
+        self.lag_events = backlog.map(|seen| seen.events);
+        self.lag_seconds = backlog.map(|seen| seen.oldest_seconds);
     }
 }

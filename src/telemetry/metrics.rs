@@ -26,7 +26,7 @@ pub struct Metrics {
     cursor_saves: Family<Labels, Counter>,
     sessions: Family<Labels, Counter>,
     in_flight: Family<Labels, Gauge>,
-    backlog: Family<Labels, Gauge>,
+    backlog: Family<Labels, Fraction>,
     lag: Family<Labels, Fraction>,
     ready: Family<Labels, Gauge>,
     leader: Family<Labels, Gauge>,
@@ -59,9 +59,9 @@ pub struct LaneMetrics {
     pub cursor_saves: Counter,
     /// Events sent and not settled.
     pub in_flight: Gauge,
-    /// Events that wait behind the saved cursor, at least; 10,000 means that many or more.
-    pub backlog: Gauge,
-    /// Age of the oldest of them.
+    /// Events that wait behind the saved cursor, at least; 10,000 means that many or more, and NaN that nobody can see them.
+    pub backlog: Fraction,
+    /// Age of the oldest of them, in seconds; NaN as before.
     pub lag: Fraction,
     /// Whether the lane does what it is there for: relays, or stands by.
     pub ready: Gauge,
@@ -155,12 +155,13 @@ impl Metrics {
     /// Forgets a lane that is no longer configured: nobody would change its gauges any more.
     pub fn forget(&self, outbox: &str, lane: &str) {
         let labels: Labels = vec![("outbox", outbox.to_owned()), ("lane", lane.to_owned())];
-        let gauges =
-            [&self.parked_streams, &self.in_flight, &self.backlog, &self.ready, &self.leader, &self.doorbell_asleep];
+        let gauges = [&self.parked_streams, &self.in_flight, &self.ready, &self.leader, &self.doorbell_asleep];
         for gauges in gauges {
             gauges.remove(&labels);
         }
-        self.lag.remove(&labels);
+        for gauges in [&self.backlog, &self.lag] {
+            gauges.remove(&labels);
+        }
     }
 
     /// Counts what a SIGHUP brought.

@@ -6,9 +6,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::delivery::{arrive, metric, numbers, values, write_numbers};
+use crate::guards;
 use crate::support::eventually::{PATIENCE, eventually};
 use crate::support::kafka::Kafka;
-use crate::support::postgres::{Database, Role};
+use crate::support::postgres::{Database, Role, say};
 use crate::support::relay::Relay;
 
 const LAG: &str = r#"outboxd_lag_seconds{outbox="default",lane="0"}"#;
@@ -155,4 +156,50 @@ async fn the_lag_grows_while_events_wait_and_returns_to_nothing() {
     })
     .await;
     assert_eq!((metric(&relay, PUBLISHED).await, metric(&relay, READY).await), (Some(3.0), Some(1.0)));
+}
+
+/// What was seen before is not taken for what is.
+#[tokio::test]
+async fn a_lag_that_nobody_can_see_is_no_number_and_the_log_says_why() {
+    const NAME: &str = "a_lag_that_nobody_can_see";
+    let database = Database::migrated(NAME).await;
+    let kafka = Kafka::create(NAME);
+    let mut relay = Relay::new(&database.url(Role::Relay), &kafka).await;
+    relay.start();
+    relay.ready().await;
+    let user = url::Url::parse(&database.url(Role::Relay)).unwrap().username().to_owned();
+    let limit = async |most: i32| {
+        say(&mut database.connect(Role::Admin).await, &format!("alter role {user} connection limit {most}")).await;
+    };
+    limit(2).await; // the lane itself has two, and they live
+    eventually("the lag is no number", PATIENCE, async || {
+        let monitor = format!(
+            "select count(pg_terminate_backend(pid)) from pg_stat_activity where usename = '{user}' and query like '%pg_prepared_xacts%'"
+        );
+        let _: i64 = guards::ask(&database, &monitor).await;
+        let (lag, backlog) = (metric(&relay, LAG).await, metric(&relay, BACKLOG).await);
+        if lag.is_some_and(f64::is_nan) && backlog.is_some_and(f64::is_nan) { Ok(()) } else { Err(format!("{lag:?}, {backlog:?}")) }
+    })
+    .await;
+    eventually("the log says why", PATIENCE, async || {
+        let log = relay.log();
+        if log.contains("nobody can see how much waits: ") && log.contains("too many connections for role") {
+            Ok(())
+        } else {
+            Err(log)
+        }
+    })
+    .await;
+    let status = relay.status().await.unwrap();
+    assert_eq!(
+        (&status["lanes"][0]["state"], &status["lanes"][0]["lag_seconds"]),
+        (&"relaying".into(), &serde_json::Value::Null)
+    );
+
+    limit(-1).await;
+    eventually("the lag is nothing", PATIENCE, async || {
+        let lag = metric(&relay, LAG).await;
+        if lag == Some(0.0) { Ok(()) } else { Err(format!("{lag:?}")) }
+    })
+    .await;
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::scene::{LEASE, MARGIN, Scene, Server};
-use crate::support::eventually::PATIENCE;
+use crate::support::eventually::{PATIENCE, eventually};
 use crate::support::proxy::{Direction, Drip, Fate, Flow};
 use crate::support::wire::{ACQUIRE, PRODUCE, READ, Request, SAVE};
 
@@ -91,9 +91,12 @@ async fn slow(name: &str, what: &str, server: Server, slowness: impl Fn(&mut Sce
     let mut scene = Scene::before(server, name).await;
     slowness(&mut scene, true);
     sleep(SLOW).await; // how long it lasts is the fault
-    let seen = scene.said().await;
-    let tells = if seen.ready { seen.lag_seconds.is_some() } else { seen.waits_for.is_some() };
-    assert!(tells, "{seen}");
+    let seen = eventually("it tells how late it is, or what it waits for", PATIENCE, async || {
+        let seen = scene.said().await;
+        let tells = if seen.ready { seen.lag_seconds.is_some() } else { seen.waits_for.is_some() };
+        if tells { Ok(seen) } else { Err(seen.to_string()) }
+    })
+    .await;
     scene.ends_well(what, &seen.to_string(), async |scene| slowness(scene, false)).await;
 }
 
