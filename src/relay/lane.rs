@@ -297,6 +297,10 @@ impl Lane {
                 let outlived = row.and_then(|row| row.owner.as_deref()).is_some_and(|owner| owner != parts.claim.owner);
                 if outlived {
                     self.hold_until = Instant::now().checked_add(self.terms.hold); // before: the answer may be lost
+                    if let Some((_, owner)) = &mut self.owner {
+                        owner.rename(); // who starts here before the hold is over must not take the lease for its own
+                        parts.claim.owner.clone_from(&owner.id);
+                    }
                 }
                 let acquired = cursor::acquire(&mut parts.writer, &parts.claim, seen).await.map_err(Trouble::Row)?;
                 if let Acquired::Held(lease, cursor) = acquired {
@@ -315,7 +319,7 @@ impl Lane {
     }
 
     /// After an expired lease nothing is sent until nothing of the earlier holder can be under way, whatever interrupts the wait.
-    /// The lease is renewed meanwhile. Who is told to stop lets it run out, so that the next one waits too.
+    /// The lease is renewed meanwhile. Who is told to stop, or is killed, lets it run out, so that the next one waits too.
     async fn hold(
         &mut self,
         parts: &mut Parts,
@@ -335,12 +339,11 @@ impl Lane {
             if !self.sleep(rest.min(self.terms.renew_every)).await {
                 return Ok(None);
             }
-            match cursor::save(&mut parts.writer, &mut lease, &cursor, &[]).await.map_err(Trouble::Db)? {
-                cursor::Saved::Renewed => {}
-                cursor::Saved::Fenced => return Err(Trouble::Fenced),
-                cursor::Saved::Displaced => return Err(Trouble::Displaced),
-                cursor::Saved::EventGone => return Err(Trouble::EventGone),
-            }
+            let saved = cursor::save(&mut parts.writer, &mut lease, &cursor, &[]).await;
+            verdict::saved(saved.map_err(Trouble::Db)?)?;
+        }
+        if let Some((_, owner)) = &mut self.owner {
+            owner.keep();
         }
         Ok(Some((lease, cursor)))
     }
@@ -422,8 +425,8 @@ impl Lane {
                 }
             }
         }
-        if matches!(trouble, Trouble::Fenced) {
-            self.owner = self.owner.take().map(|(seat, owner)| (seat, owner.renewed()));
+        if let (Trouble::Fenced, Some((_, owner))) = (trouble, &mut self.owner) {
+            owner.renew();
         }
     }
 

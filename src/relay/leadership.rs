@@ -40,6 +40,8 @@ pub struct Owner {
     pub warning: Option<String>,
     /// Locked for as long as we live; the kernel unlocks it, however we end.
     file: Option<File>,
+    /// The file knows the id, if there is one.
+    is_kept: bool,
 }
 
 /// What the file must fit: the lease of one lane in one database.
@@ -61,24 +63,34 @@ impl Owner {
     /// Anything odd (another machine or boot, no lock to be had, a folder that cannot be written) gives a new id and a warning: then the lease has to run out.
     pub fn find(state: &Path, seat: &Seat) -> Self {
         match this_boot().and_then(|boot| locked(state, seat, &boot)) {
-            Ok((id, file)) => Self { id, warning: None, file: Some(file) },
+            Ok((id, file)) => Self { id, warning: None, file: Some(file), is_kept: true },
             Err(why) => {
                 let warning = format!("a killed relay will have to wait for its own lease: {why}");
-                Self { id: Uuid::new_v4().to_string(), warning: Some(warning), file: None }
+                Self { id: Uuid::new_v4().to_string(), warning: Some(warning), file: None, is_kept: true }
             }
         }
     }
 
-    /// A new id under the same lock: who was fenced under its own id shares it with somebody.
-    #[must_use]
-    pub fn renewed(self) -> Self {
-        let id = Uuid::new_v4().to_string();
-        let file = self.file.and_then(|mut file| {
-            let boot = this_boot().ok()?;
-            write(&mut file, &boot, &id).ok()?;
-            Some(file)
-        });
-        Self { id, warning: self.warning, file }
+    /// Takes a new id under the same lock: who was fenced under its own id shares it with somebody.
+    pub fn renew(&mut self) {
+        self.rename();
+        self.keep();
+    }
+
+    /// Takes a new id that the file does not know before [`Owner::keep`]: until then, whoever starts here is another one.
+    pub fn rename(&mut self) {
+        (self.id, self.is_kept) = (Uuid::new_v4().to_string(), false);
+    }
+
+    /// Writes the id into the file, so that whoever starts here has it too. Where that fails, there is no file any more.
+    pub fn keep(&mut self) {
+        if !std::mem::replace(&mut self.is_kept, true) {
+            self.file = self.file.take().and_then(|mut file| {
+                let boot = this_boot().ok()?;
+                write(&mut file, &boot, &self.id).ok()?;
+                Some(file)
+            });
+        }
     }
 }
 
@@ -200,14 +212,25 @@ mod tests {
     #[test]
     fn who_was_fenced_under_its_own_id_gets_another_and_keeps_the_lock() {
         let state = tempfile::tempdir().unwrap();
-        let first = Owner::find(state.path(), &seat("a"));
-        let old = first.id.clone();
-        let renewed = first.renewed();
-        assert_ne!(renewed.id, old);
+        let mut owner = Owner::find(state.path(), &seat("a"));
+        let old = owner.id.clone();
+        owner.renew();
+        assert_ne!(owner.id, old);
         assert!(Owner::find(state.path(), &seat("a")).warning.is_some());
-        let id = renewed.id.clone();
-        drop(renewed);
+        let id = owner.id.clone();
+        drop(owner);
         assert_eq!(Owner::find(state.path(), &seat("a")).id, id);
+    }
+
+    #[test]
+    fn a_name_that_is_not_kept_ends_with_its_process() {
+        let state = tempfile::tempdir().unwrap();
+        let mut owner = Owner::find(state.path(), &seat("a"));
+        let old = owner.id.clone();
+        owner.rename();
+        assert_ne!(owner.id, old);
+        drop(owner);
+        assert_eq!(Owner::find(state.path(), &seat("a")).id, old);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::desk::Desk;
 use super::leadership::Terms;
 use super::pending::{later, pending};
 use super::reader;
-use super::saving::{Done, Errand, Finished, Ran, Saving, Urgency, Writer};
+use super::saving::{Done, Ended, Errand, Finished, Ran, Saving, Urgency, Writer};
 use super::sending::{self, Remains, Sender};
 use super::status::LaneState;
 use super::verdict::{self, Trouble};
@@ -79,8 +79,8 @@ pub struct Pump<'l> {
     batches: mpsc::Receiver<Result<Batch, SourceError>>,
     feed: Option<mpsc::Sender<Result<Batch, SourceError>>>,
     idle: bool,
-    /// When a batch came last.
-    read_at: Instant,
+    /// Since when a batch is waited for.
+    wanted_at: Instant,
     /// When to look what was decided about parked events.
     look_at: Instant,
     settled_events: u64,
@@ -102,7 +102,7 @@ impl<'l> Pump<'l> {
             batches,
             feed: Some(feed),
             idle: false,
-            read_at: Instant::now(),
+            wanted_at: Instant::now(),
             look_at: Instant::now(),
             settled_events: 0,
             stop_by: None,
@@ -172,6 +172,10 @@ impl<'l> Pump<'l> {
         if now >= self.saving.fence_at() {
             return Err(Trouble::LeaseLost(self.terms.fence)); // the timer below can be late, after a freeze above all
         }
+        if !self.sender.wants_batch() {
+            self.wanted_at = now;
+        }
+        self.sender.warmth.cool_if_due(now);
         self.sender.try_again_if_due(now);
         if self.can_send() {
             let sent = self.sender.send_some(self.saving.flushed());
@@ -209,7 +213,7 @@ impl<'l> Pump<'l> {
         let Some(batch) = batch else { return Err(Trouble::Displaced) }; // the reader ends only with an error, or by a panic that is passed on
         let batch = batch.map_err(Trouble::Source)?;
         self.desk.metrics.events_read.inc_by(as_u64(batch.events.len()));
-        self.read_at = Instant::now();
+        self.wanted_at = Instant::now();
         self.idle = batch.events.is_empty() && batch.end_mark().is_some();
         self.sender.take(batch);
         self.saving.expect_flush();
@@ -326,7 +330,7 @@ impl<'l> Pump<'l> {
 
     /// The reader is at it for longer than any pause: a very large window, or an answer that was lost.
     fn is_unread(&self) -> bool {
-        self.wants_batch() && self.read_at.elapsed() > self.relay.poll.max.saturating_add(SLOW_READ)
+        self.wants_batch() && self.wanted_at.elapsed() > self.relay.poll.max.saturating_add(SLOW_READ)
     }
 
     fn next_time(&self) -> Instant {
@@ -374,7 +378,12 @@ impl<'l> Pump<'l> {
         let settled_events = self.settled_events;
         let Remains { mut ledger, culprits, suspects, found_culprits } = self.sender.close(patience).await;
         let open_events = ledger.open_events();
-        let (writer, unsaved) = self.saving.end().await;
+        let Ended { writer, unsaved, last } = self.saving.end().await;
+        match last {
+            Finished::Saved(_, parkings) => sending::parked(desk, culprits, &parkings),
+            Finished::Ran(Ran::Refused(key) | Ran::GivenUp(key, _)) => culprits.forget(key), // the next retry sends it
+            Finished::Ran(_) | Finished::Nothing => {}
+        }
         let mut saved = !unsaved && !ledger.take_progress().moved;
         if let Some((mut session, mut lease)) = writer {
             if !matches!(ended, Err(Trouble::Fenced | Trouble::Displaced | Trouble::EventGone | Trouble::Db(_))) {

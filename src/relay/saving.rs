@@ -4,7 +4,7 @@
 use super::leadership::Terms;
 use super::ledger::Ledger;
 use super::pending::{Pending, later};
-use super::verdict::Trouble;
+use super::verdict::{self, Trouble};
 use crate::db::{DbError, Session};
 use crate::outbox::cursor::Cursor;
 use crate::outbox::event::EventKey;
@@ -18,7 +18,8 @@ use crate::store::parked::{self, Extent, Fetched};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Looks at the flushed WAL, of 3 ms each. After them a commit of our own makes it so: another's open transaction can hold it back for long.
+/// Looks at the flushed WAL, each as long as [`flush::reached`] waits. After them a commit of our own makes it so: another's open transaction
+/// can hold it back for long.
 const FLUSH_LOOKS: u32 = 2;
 
 /// The connection and the lease that it renews.
@@ -41,7 +42,7 @@ pub enum Errand {
     Refused(EventKey, Stream, Rejection),
     /// Remove those that are delivered.
     Remove(Vec<Release>),
-    /// Read those of streams that may go on.
+    /// Read those of streams that may go on, at most about so many bytes.
     Fetch(Vec<Stream>, usize),
     /// Look what was decided.
     Look,
@@ -69,6 +70,17 @@ pub enum Finished {
     Saved(Cursor, Vec<Parking>),
     /// An errand is done.
     Ran(Ran),
+}
+
+/// How a session leaves its row.
+pub struct Ended {
+    /// The connection. None after a save that failed: what that was to park is known to nobody any more, so nothing behind
+    /// it may be saved.
+    pub writer: Option<Writer>,
+    /// Events were settled that the row does not know.
+    pub unsaved: bool,
+    /// What came of the statement that was under way.
+    pub last: Finished,
 }
 
 /// Events of one stream that are read at once.
@@ -206,18 +218,16 @@ impl Saving {
     }
 
     /// Takes the connection back from a statement, and says what came of it.
+    ///
+    /// # Errors
+    /// The statement failed, or the row is no longer ours.
     pub fn finish(&mut self, writer: Writer, done: Done) -> Result<Finished, Trouble> {
         let renewed = writer.1.renewed();
         (self.writer, self.working) = (Some(writer), None);
         match done {
             Done::Saved(result, position, parkings) => {
                 self.saved_at = Instant::now();
-                match result.inspect_err(|_| self.unsaved = true).map_err(Trouble::Db)? {
-                    Saved::Renewed => {}
-                    Saved::Fenced => return Err(Trouble::Fenced),
-                    Saved::Displaced => return Err(Trouble::Displaced),
-                    Saved::EventGone => return Err(Trouble::EventGone),
-                }
+                verdict::saved(result.inspect_err(|_| self.unsaved = true).map_err(Trouble::Db)?)?;
                 (self.fence_at, self.renew_at) =
                     (later(renewed, self.terms.fence), later(renewed, self.terms.renew_every));
                 Ok(Finished::Saved(position, parkings))
@@ -231,17 +241,17 @@ impl Saving {
         }
     }
 
-    /// Waits for the statement under way, which has a limit of its own, and gives the connection back, and whether events were
-    /// settled that the row does not know. After a save that failed there is no connection: what that save was to park is
-    /// known to nobody any more, so nothing behind it may be saved.
-    pub async fn end(mut self) -> (Option<Writer>, bool) {
+    /// Waits for the statement under way, which has a limit of its own.
+    pub async fn end(mut self) -> Ended {
+        let mut last = Finished::Nothing;
         if let Some(working) = self.working.take() {
             let (writer, done) = working.await;
-            if self.finish(writer, done).is_err() {
-                return (None, true);
+            match self.finish(writer, done) {
+                Ok(finished) => last = finished,
+                Err(_) => return Ended { writer: None, unsaved: true, last },
             }
         }
-        (self.writer, self.unsaved)
+        Ended { writer: self.writer, unsaved: self.unsaved, last }
     }
 }
 

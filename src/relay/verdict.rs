@@ -5,7 +5,7 @@ use crate::backoff::Backoff;
 use crate::db::{DbError, DbErrorKind};
 use crate::sink::{SendError, SendErrorKind};
 use crate::source::SourceError;
-use crate::store::cursor::CursorRowError;
+use crate::store::cursor::{CursorRowError, Saved};
 use crate::store::guards::Refusal;
 use std::time::Duration;
 
@@ -50,6 +50,16 @@ pub enum Trouble {
     /// The event that Kafka refused among others passed alone, or all of them did.
     #[error("every event passed alone")]
     CarefulDone,
+}
+
+/// What a save says, as far as it ends a session.
+pub fn saved(saved: Saved) -> Result<(), Trouble> {
+    match saved {
+        Saved::Renewed => Ok(()),
+        Saved::Fenced => Err(Trouble::Fenced),
+        Saved::Displaced => Err(Trouble::Displaced),
+        Saved::EventGone => Err(Trouble::EventGone),
+    }
 }
 
 /// How the next session goes.

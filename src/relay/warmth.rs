@@ -4,11 +4,18 @@
 //! passes a batch that it has refused. But of a producer that it does not know there it takes any sequence (since
 //! Kafka 2.5, KIP-360): when the very first batch is refused, the second one, already in flight, would be stored, and
 //! with it later events of the same stream. So the first record of a producer in each partition travels alone.
+//! A broker forgets a producer that has not written to a partition for `producer.id.expiration.ms`, by default a day. So
+//! every hour a first record travels alone once more.
 
 use crate::sink::Token;
 use crate::sink::kafka::options::Haste;
 use crate::sink::kafka::partition;
 use crate::sink::kafka::topics::Topic;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long a partition counts as one in which the broker knows us.
+const WARM_FOR: Duration = Duration::from_hours(1);
 
 /// See the module. Of one producer.
 #[derive(Debug, Default)]
@@ -81,9 +88,20 @@ impl Warmth {
 pub struct Warmths {
     soon: Warmth,
     bulk: Warmth,
+    /// When all partitions counted as unknown last.
+    cooled_at: Option<Instant>,
 }
 
 impl Warmths {
+    /// Takes all partitions for unknown, when it is time. What is under way does not matter: it went to partitions that were known until now.
+    pub fn cool_if_due(&mut self, now: Instant) {
+        if now.saturating_duration_since(*self.cooled_at.get_or_insert(now)) >= WARM_FOR {
+            self.cooled_at = Some(now);
+            self.soon.topics.clear();
+            self.bulk.topics.clear();
+        }
+    }
+
     /// That of one of them.
     pub fn of(&mut self, haste: Haste) -> &mut Warmth {
         match haste {
@@ -126,5 +144,25 @@ mod tests {
         warmth.stored(token(2));
         assert_eq!(KEYS.map(|key| lands(&warmth, 0, key)), [None, None], "no need to know any more");
         assert!(lands(&warmth, 1, KEYS[0]).is_some());
+    }
+
+    #[test]
+    fn after_an_hour_the_broker_may_have_forgotten_us() {
+        let token = |index| Token::new(Generation::FIRST, index);
+        let (start, minute) = (Instant::now(), Duration::from_mins(1));
+        let mut warmths = Warmths::default();
+        let lands = |warmths: &mut Warmths, key| warmths.of(Haste::Soon).landing(&topic(0), Some(key));
+        for (index, key) in (1..).zip(KEYS) {
+            warmths.cool_if_due(start);
+            let landing = lands(&mut warmths, key).unwrap();
+            warmths.of(Haste::Soon).sent(token(index), landing);
+            warmths.of(Haste::Soon).stored(token(index));
+        }
+        warmths.cool_if_due(start + 59 * minute);
+        assert_eq!(lands(&mut warmths, KEYS[0]), None);
+        warmths.cool_if_due(start + 60 * minute);
+        let landing = lands(&mut warmths, KEYS[0]).unwrap();
+        warmths.of(Haste::Soon).sent(token(3), landing);
+        assert!(!warmths.of(Haste::Soon).allows(landing), "it travels alone");
     }
 }

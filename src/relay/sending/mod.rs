@@ -114,7 +114,8 @@ pub struct Sender<'l> {
     failed_tries: u32,
     /// No more can be sent until reports come: librdkafka takes no more, or a first record has to travel alone.
     queue_full: bool,
-    warmth: Warmths,
+    /// Which partitions know the producers.
+    pub warmth: Warmths,
     /// Where the records land that were checked last.
     landings: Vec<Option<Landing>>,
     /// No more can be parked until the next save.

@@ -66,3 +66,22 @@ async fn a_relay_that_is_started_again_waits_for_nobody() {
     scene.relay.start();
     within(scene, "SIGKILL, started again on its machine", started, before, AT_ONCE).await;
 }
+
+/// Records of the one that vanished can be under way until the hold is over, whoever holds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_killed_while_it_holds_holds_again() {
+    let mut scene = Scene::new("who_is_killed_while_it_holds", None).await;
+    scene.stands_by().await;
+    scene.rages(400).await;
+    scene.relay.kill().await;
+    scene.may_repeat().await;
+    let before = scene.published().await;
+    let second = scene.second.as_mut().expect("a second relay");
+    is(second, "holding").await;
+    second.kill().await;
+    second.start();
+    is(second, "standby").await; // the lease of its former self is not its own
+    is(second, "holding").await;
+    scene.flows_beyond(before).await;
+    scene.ends_well("SIGKILL while it holds", "`standby`, then `holding`", async |scene| scene.relay.start()).await;
+}
