@@ -8,8 +8,8 @@ use sqlx::AssertSqlSafe;
 const FLUSHED: &str = "pg_current_wal_flush_lsn()";
 
 /// The last arms of a `case`, made of three expressions: they wait on the server until the WAL is on disk up to `awaited`, which is no null,
-/// for 4 ms: so long most commits take to be flushed. The server sleeps whole milliseconds, and for 1 ms it sleeps two of them. As a recursive part of the statement the
-/// looks took a fifth of what a read costs the server, also where none was needed.
+/// for 4 ms: so long most commits take to be flushed. The server sleeps whole milliseconds, and for 1 ms it sleeps two of them.
+/// As a recursive part of the statement the looks took a fifth of what a read costs the server, also where none was needed.
 pub fn wait(awaited: &str, reached: &str, otherwise: &str) -> String {
     const LOOKS: usize = 5;
     let look = format!("when {FLUSHED} >= {awaited} then {reached}");
