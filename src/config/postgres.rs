@@ -61,13 +61,7 @@ impl Postgres {
 /// # Errors
 /// What is wrong with it, which does not repeat it.
 pub fn address(name: &str, text: &str) -> Result<Secret, Problem> {
-    complete(text).map(Secret::new).map_err(|Fault { found, expected, hint }| Problem {
-        line: None,
-        key: name.to_owned(),
-        found,
-        expected,
-        hint,
-    })
+    complete(text).map(Secret::new).map_err(|fault| fault.at(None, name.to_owned()))
 }
 
 /// The address with its password hidden, as `show` prints it.

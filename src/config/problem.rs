@@ -56,6 +56,11 @@ impl Fault {
         Self { found: Some(found.into()), ..Self::new(expected) }
     }
 
+    /// The finding, once its place is known.
+    pub(super) fn at(self, line: Option<usize>, key: String) -> Problem {
+        Problem { line, key, found: self.found, expected: self.expected, hint: self.hint }
+    }
+
     /// The same with a next step.
     pub(super) fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }

@@ -312,13 +312,7 @@ impl<'t, 'p> Section<'t, 'p> {
             Origin::Variable(name) => (None, name.to_owned()),
             Origin::Default => (self.line, path),
         };
-        self.findings.problems.push(Problem {
-            line,
-            key,
-            found: fault.found,
-            expected: fault.expected,
-            hint: fault.hint,
-        });
+        self.findings.problems.push(fault.at(line, key));
     }
 }
 
