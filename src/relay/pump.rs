@@ -213,7 +213,6 @@ impl<'l> Pump<'l> {
         let Some(batch) = batch else { return Err(Trouble::Displaced) }; // the reader ends only with an error, or by a panic that is passed on
         let batch = batch.map_err(Trouble::Source)?;
         self.desk.metrics.events_read.inc_by(as_u64(batch.events.len()));
-        self.wanted_at = Instant::now();
         self.idle = batch.events.is_empty() && batch.end_mark().is_some();
         self.sender.take(batch);
         self.saving.expect_flush();
