@@ -21,7 +21,7 @@ const QUIET_SHARE: u32 = 8;
 /// [`MANY_TIMES`] as much: the more come, the more of them share the price of a read and of the requests to Kafka. Two writers that commit
 /// as fast as they can kept 58 % of their rate, where with 0.1 ms an event they kept 42 (two runs each).
 const EVENTS_AT_MIN: f64 = 4.0;
-const MANY_TIMES: u32 = 10;
+const MANY_TIMES: f64 = 10.0;
 
 /// What a read brought, as far as the pace needs to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,9 +68,8 @@ impl Pace {
     }
 
     fn shared_by(&self, events: usize) -> Duration {
-        let most = self.bounds.min.saturating_mul(MANY_TIMES).min(self.bounds.max);
         let events = u32::try_from(events).map_or(f64::INFINITY, f64::from);
-        self.bounds.min.mul_f64((events / EVENTS_AT_MIN).sqrt().min(f64::from(MANY_TIMES))).min(most)
+        self.bounds.min.mul_f64((events / EVENTS_AT_MIN).sqrt().min(MANY_TIMES)).min(self.bounds.max)
     }
 }
 

@@ -61,21 +61,27 @@ pub fn first(cut: Cut) -> String {
         &format!("case when now.wal is null or not exists (select from w) then null\n              {wait} end"),
         "case when pg_current_xact_id_if_assigned() is null then now.s::text end",
     );
+    let ids = ids("(select pg_snapshot_xmax(s) from now)", "late");
     format!(
         "with now as materialized (select pg_current_snapshot() as s, case when not pg_is_in_recovery() then pg_current_wal_insert_lsn() end as wal),
      late as materialized (  -- in progress at S, ended since
        select x from now, pg_snapshot_xip($1::text::pg_snapshot) as x where pg_visible_in_snapshot(x, now.s)),
      w as materialized (  -- ids only
-       select id from (
-         select id from outbox.events
-          where xid >= pg_snapshot_xmax($1::text::pg_snapshot) and xid < (select pg_snapshot_xmax(s) from now)
-          union all
-         select r.id from late cross join lateral (
-           select id from outbox.events where xid >= late.x and xid <= late.x offset 0) r offset 0) i
-        order by id limit $2::bigint + 1)
+       select id from ({ids}) i order by id limit $2::bigint + 1)
 select {COLUMNS} from {rows}
 union all
 {flags} from now"
+    )
+}
+
+/// The ids behind `$1`: of transactions that began after it and before `end`, and of those `late` ones, a table with a column `x`, that
+/// were in progress at it.
+fn ids(end: &str, late: &str) -> String {
+    format!(
+        "select id from outbox.events where xid >= pg_snapshot_xmax($1::text::pg_snapshot) and xid < {end}
+          union all
+         select r.id from {late} cross join lateral (
+           select id from outbox.events where xid >= x and xid <= x offset 0) r offset 0"
     )
 }
 
@@ -142,14 +148,8 @@ pub fn newest() -> String {
 /// No id of the window from `$1` to `$2` lies beyond this one; for a window that an earlier session has opened. It reads what opening the
 /// window has read: by the primary key it would walk all that was written since.
 pub fn upto() -> String {
-    look(
-        "(select max(id) from (
-       select id from outbox.events
-        where xid >= pg_snapshot_xmax($1::text::pg_snapshot) and xid < pg_snapshot_xmax($2::text::pg_snapshot)
-        union all
-       select r.id from pg_snapshot_xip($1::text::pg_snapshot) as x cross join lateral (
-         select id from outbox.events where xid >= x and xid <= x offset 0) r offset 0) i)",
-    )
+    let ids = ids("pg_snapshot_xmax($2::text::pg_snapshot)", "pg_snapshot_xip($1::text::pg_snapshot) as late(x)");
+    look(&format!("(select max(id) from ({ids}) i)"))
 }
 
 /// The first id beyond `$1`: ids can have gaps of any size.
