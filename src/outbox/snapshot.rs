@@ -76,6 +76,11 @@ impl Snapshot {
     pub fn sees(&self, xid: Xid) -> bool {
         xid.0 < self.0.xmin || xid.0 < self.0.xmax && self.0.xip.binary_search(&xid.0).is_err()
     }
+
+    /// How many transactions have got an id since another snapshot was taken, with their subtransactions.
+    pub fn began_since(&self, earlier: &Self) -> u64 {
+        self.0.xmax.saturating_sub(earlier.0.xmax)
+    }
 }
 
 impl Parts {
@@ -110,6 +115,12 @@ mod tests {
         let snapshot = Snapshot::parse("10:20:10,14,18").unwrap();
         let seen: Vec<u64> = (8..22).filter(|xid| snapshot.sees(Xid::new(*xid))).collect();
         assert_eq!(seen, [8, 9, 11, 12, 13, 15, 16, 17, 19]);
+    }
+
+    #[test]
+    fn counts_what_has_begun_since() {
+        let [earlier, later] = ["10:20:10,14", "15:27:15"].map(|text| Snapshot::parse(text).unwrap());
+        assert_eq!((later.began_since(&earlier), earlier.began_since(&later)), (7, 0));
     }
 
     #[test]

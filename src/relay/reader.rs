@@ -3,6 +3,7 @@
 use super::waker::Waker;
 use crate::db::DbError;
 use crate::outbox::cursor::Cursor;
+use crate::outbox::snapshot::Snapshot;
 use crate::source::poll::pace::Traffic;
 use crate::source::poll::{Poll, Watch};
 use crate::source::{Batch, SourceError};
@@ -52,8 +53,13 @@ fn traffic(batch: &Batch) -> Traffic {
     match (batch.end_mark(), &batch.from) {
         (None, _) => Traffic::More,
         (Some(_), Cursor::Closed { .. }) if batch.events.is_empty() => Traffic::None,
-        (Some(_), _) => Traffic::Some(batch.events.len()),
+        (Some(_), _) => Traffic::Some(commits(batch.events.len(), batch.from.s(), &batch.window_end)),
     }
+}
+
+/// About how many commits so many events are of: neither one with many events counts as many, nor do those that wrote to other tables.
+fn commits(events: usize, s: &Snapshot, window_end: &Snapshot) -> u64 {
+    u64::try_from(events).unwrap_or(u64::MAX).min(window_end.began_since(s))
 }
 
 /// Waits for a read, but not for one that is lost: the server is not at it, and no row comes.
@@ -89,7 +95,14 @@ async fn answered(read: impl Future<Output = Result<Batch, SourceError>>, watch:
 mod tests {
     use super::*;
     use crate::outbox::event::RowId;
-    use crate::outbox::snapshot::Snapshot;
+
+    #[test]
+    fn neither_many_events_of_a_commit_nor_commits_without_events_are_much_traffic() {
+        for (events, window_end, expected) in [(10, "5:5:", 2), (2, "90:90:", 2)] {
+            let [s, window_end] = ["3:3:", window_end].map(|text| Snapshot::parse(text).unwrap());
+            assert_eq!(commits(events, &s, &window_end), expected);
+        }
+    }
 
     #[test]
     fn only_a_read_that_opens_a_window_says_that_there_is_nothing() {
