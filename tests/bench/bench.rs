@@ -165,11 +165,12 @@ fn main() -> anyhow::Result<ExitCode> {
 
 /// Dropped, a run ends its relays; the servers take the rest with them.
 async fn unless_interrupted(run: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    let mut terminated = signal(SignalKind::terminate())?;
+    let (mut terminated, mut hung_up) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
     tokio::select! {
         done = run => done,
         _ = tokio::signal::ctrl_c() => bail!("interrupted"),
         _ = terminated.recv() => bail!("terminated"),
+        _ = hung_up.recv() => bail!("the terminal is gone"),
     }
 }
 
@@ -207,6 +208,10 @@ async fn measure(bench: &mut Bench, place: &relay::Place) -> anyhow::Result<()> 
         match series.run(bench).await {
             Ok(finished) => {
                 writeln!(output, "\n{}", finished.text)?;
+                if finished.void_runs > 0 {
+                    say(&format!("{}: {} void, in no median", finished.name, finished.void_runs))?;
+                    failed.push(finished.name);
+                }
                 report.add(finished);
             }
             Err(error) => {
@@ -218,7 +223,7 @@ async fn measure(bench: &mut Bench, place: &relay::Place) -> anyhow::Result<()> 
             report.write(file).with_context(|| format!("cannot write {}", file.display()))?;
         }
     }
-    ensure!(failed.is_empty(), "without a result: {}", failed.join(", "));
+    ensure!(failed.is_empty(), "void, or without a result: {}", failed.join(", "));
     Ok(())
 }
 

@@ -47,7 +47,9 @@ pub(crate) struct Variant {
 impl Variant {
     /// With some lines of configuration more. `[outbox]` in them means the one outbox that there is.
     pub(crate) fn with(name: &str, lines: &str) -> anyhow::Result<Self> {
-        let settings = lines.parse().with_context(|| format!("the settings of {name} are no TOML"))?;
+        let settings: toml::Table = lines.parse().with_context(|| format!("the settings of {name} are no TOML"))?;
+        let lists_outboxes = settings.get("outbox").is_some_and(toml::Value::is_array);
+        ensure!(!lists_outboxes, "{name}: write [outbox] for [[outbox]]: it means the one outbox that there is");
         Ok(Self { name: Some(format!("outboxd {name}")), settings })
     }
 

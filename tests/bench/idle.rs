@@ -58,7 +58,7 @@ pub(crate) async fn measure(bench: &mut Bench) -> anyhow::Result<Finished> {
     let plan = Plan { events: arguments.seconds.max(LEAST_EVENTS), seconds: arguments.seconds };
     let stage = Stage::of(&arguments, &bench.servers, &bench.topics, &admin);
     let idle = all(stage, plan, &mut bench.relays).await?;
-    Ok(Finished { name: "idle", text: idle.to_string(), measured: serde_json::to_value(&idle)? })
+    Ok(Finished { name: "idle", text: idle.to_string(), measured: serde_json::to_value(&idle)?, void_runs: 0 })
 }
 
 async fn all(stage: Stage<'_>, plan: Plan, relays: &mut [Relay]) -> anyhow::Result<Idle> {

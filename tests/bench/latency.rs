@@ -124,7 +124,8 @@ pub(crate) struct Start {
 /// A run before it is judged.
 struct Observed {
     starts: Vec<Start>,
-    commits: Vec<Duration>,
+    /// When each transaction was due, and how long its statement took.
+    commits: Vec<(Duration, Duration)>,
     seen: Seen,
     cores: Cores,
     peak_memory_bytes: Option<u64>,
@@ -144,7 +145,8 @@ pub(crate) async fn measure(bench: &mut Bench) -> anyhow::Result<Finished> {
     };
     let stage = Stage::of(&arguments, &bench.servers, &bench.topics, &admin);
     let latency = all(stage, plan, &mut bench.relays, &producer).await?;
-    Ok(Finished { name: "latency", text: latency.to_string(), measured: serde_json::to_value(&latency)? })
+    let void_runs = latency.runs.iter().filter(|run| run.void.is_some()).count();
+    Ok(Finished { name: "latency", text: latency.to_string(), measured: serde_json::to_value(&latency)?, void_runs })
 }
 
 /// Sends single records until the broker is warm.
@@ -274,7 +276,7 @@ impl<'s> Trial<'s> {
         relay.still_runs()?;
         let peak_memory_bytes = Some(meter::peak_memory_bytes(&relay.processes())?);
         let starts = starts(stage.admin, &written, rows).await?;
-        let commits = written.transactions.iter().map(|committed| committed.took).collect();
+        let commits = written.transactions.iter().map(|committed| (committed.due, committed.took)).collect();
         Ok(Observed { starts, commits, seen: arrivals.end()?, cores, peak_memory_bytes, complete })
     }
 
@@ -331,7 +333,9 @@ impl<'s> Trial<'s> {
             latency: latency.and_then(Quantiles::of),
             since_due: since(|start| start.due_micros).and_then(Quantiles::of),
             late: Quantiles::of(measured.iter().map(|start| micros(start.late)).collect()),
-            commit: Quantiles::of(commits.into_iter().map(micros).collect()),
+            commit: Quantiles::of(
+                commits.iter().filter(|(due, _)| *due >= from).map(|(_, took)| micros(*took)).collect(),
+            ),
             cores,
             peak_memory_bytes,
             duplicates: seen.duplicates,
@@ -477,7 +481,7 @@ struct Group<'r> {
 
 impl Group<'_> {
     fn of(&self, number: impl Fn(&Run) -> Option<f64>) -> Option<Spread> {
-        Spread::of(self.runs.iter().filter_map(|run| number(run)).collect())
+        Spread::of(self.runs.iter().filter(|run| run.void.is_none()).filter_map(|run| number(run)).collect())
     }
 
     fn spread(&self, number: impl Fn(&Run) -> Option<f64>, print: &dyn Fn(f64) -> String) -> String {

@@ -100,7 +100,10 @@ impl fmt::Display for Settings {
             f,
             "{outboxd}, Postgres {postgres}, Kafka {kafka}, librdkafka {librdkafka}, {cores} cores for all of them"
         )?;
-        write!(f, "{partitions} partitions, acks=all, compression {compression}, one broker")
+        write!(
+            f,
+            "{partitions} partitions, acks=all, one broker; compression of outboxd and of the floors: {compression}"
+        )
     }
 }
 
@@ -138,6 +141,8 @@ pub(crate) struct Finished {
     #[serde(skip)]
     pub(crate) text: String,
     pub(crate) measured: serde_json::Value,
+    /// Runs that do not count; they are in the text and in what was measured, and in no median.
+    pub(crate) void_runs: usize,
 }
 
 /// Runs of the same kind, to be compared with one another.
@@ -180,7 +185,7 @@ impl Section {
     /// Sums the runs up.
     pub(crate) fn finish(self) -> anyhow::Result<Finished> {
         let measured = serde_json::to_value(&self)?;
-        Ok(Finished { name: self.name, text: self.to_string(), measured })
+        Ok(Finished { name: self.name, text: self.to_string(), measured, void_runs: 0 })
     }
 
     fn table(&self) -> Table {

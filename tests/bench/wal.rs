@@ -72,7 +72,7 @@ pub(crate) async fn measure(bench: &mut Bench) -> anyhow::Result<Finished> {
             note(&mut all, Written { round, ..written })?;
         }
     }
-    Ok(Finished { name: "wal", text: text(&all), measured: serde_json::to_value(&all)? })
+    Ok(Finished { name: "wal", text: text(&all), measured: serde_json::to_value(&all)?, void_runs: 0 })
 }
 
 /// Reading once, and doing nothing for as long as the first drain took.

@@ -30,7 +30,7 @@ use super::topics::{AGGREGATE_TYPE, Topics};
 /// At the beginning of each run, not counted.
 const LEAD_IN: Duration = Duration::from_secs(1);
 
-/// A relay that has not caught up after so long never will.
+/// A relay that relays nothing for so long will not catch up.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Between two looks whether a relay has caught up, and then for it to come to rest.
@@ -133,7 +133,8 @@ pub(crate) async fn measure(bench: &mut Bench) -> anyhow::Result<Finished> {
     let stage = Stage::of(&arguments, &bench.servers, &bench.topics, &admin);
     let beside = bench.relays.iter_mut().map(Beside::Relay).chain(statements.into_iter().map(Beside::Statements));
     let writers = all(stage, plan, beside.collect()).await?;
-    Ok(Finished { name: "writers", text: writers.to_string(), measured: serde_json::to_value(&writers)? })
+    let void_runs = writers.comparisons.iter().filter(|one| one.void.is_some()).count();
+    Ok(Finished { name: "writers", text: writers.to_string(), measured: serde_json::to_value(&writers)?, void_runs })
 }
 
 async fn all(stage: Stage<'_>, plan: Plan, beside: Vec<Beside<'_>>) -> anyhow::Result<Writers> {
@@ -214,15 +215,18 @@ impl Beside<'_> {
 }
 
 async fn caught_up(topics: &Topics, relay: &mut Relay, topic: &str, written: u64) -> anyhow::Result<()> {
-    let began = Instant::now();
+    let (mut moved, mut before) = (Instant::now(), 0);
     loop {
         let found = topics.total(topic)?;
         if found >= written {
             tokio::time::sleep(REST).await;
             return Ok(());
         }
+        if std::mem::replace(&mut before, found) < found {
+            moved = Instant::now();
+        }
         relay.still_runs()?;
-        ensure!(began.elapsed() < PATIENCE, "it had relayed {found} of {written} events after {PATIENCE:?}");
+        ensure!(moved.elapsed() < PATIENCE, "it had relayed {found} of {written} events, and for {PATIENCE:?} no more");
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }
@@ -288,9 +292,9 @@ impl Trial<'_> {
             let without = self.write(beside, Leg::Without).await?;
             self.runs.push(without);
             beside.enter(self.stage, self.topic, self.written).await?;
-            let with = self.write(beside, Leg::With).await?;
-            self.runs.push(with);
-            beside.leave(self.stage).await?;
+            let with = self.write(beside, Leg::With).await;
+            beside.leave(self.stage).await?; // first: what it has made would stand beside the next ones
+            self.runs.push(with?);
         }
         let without = self.write(beside, Leg::Without).await?;
         self.runs.push(without);
