@@ -96,6 +96,10 @@ const OWNED: &[(&str, &str)] = &[
     ("delivery.report.only.error", "it is off: an event is settled by its report"),
     ("queue.buffering.max.ms", "set `linger.ms` instead"),
     ("queue.buffering.", "the queue is bounded by `relay.in_flight`"),
+    (
+        "statistics.interval.ms",
+        "nobody takes these statistics, and they would fill the memory: see outboxd's own metrics",
+    ),
     ("opaque", "it belongs to the program"),
     ("_cb", "it belongs to the program"),
 ];
@@ -196,6 +200,7 @@ mod tests {
             ("acks", Some("it is all")),
             ("bootstrap.servers", Some("`kafka.brokers`")),
             ("queue.buffering.max.messages", Some("`relay.in_flight`")),
+            ("statistics.interval.ms", Some("nobody takes")),
             ("queue.buffering.max.ms", Some("`linger.ms`")),
             ("dr_msg_cb", Some("belongs to the program")),
             ("opaque", Some("belongs to the program")),

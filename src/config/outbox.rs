@@ -46,7 +46,7 @@ pub enum OutboxNameError {
 pub enum Start {
     /// With the oldest event of the table.
     Earliest,
-    /// With the first event after the start.
+    /// With the first event after the start. An empty table begins with its first event all the same.
     Latest,
 }
 

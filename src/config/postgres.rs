@@ -75,6 +75,11 @@ const ESCAPES: &str = "in user and password, write @ : / ? # % as %40 %3A %2F %3
 /// Checks an address and says in it what the driver is to do about TLS: an unprotected way to another
 /// host has to be asked for by name.
 fn complete(text: &str) -> Result<Url, Fault> {
+    complete_beside(text, ["PGHOSTADDR", "PGHOST"].into_iter().find_map(|name| std::env::var(name).ok()).as_deref())
+}
+
+/// Where a URL without a host leads is the environment's choice, which the driver takes.
+fn complete_beside(text: &str, host: Option<&str>) -> Result<Url, Fault> {
     let mut url = Url::parse(text).map_err(|error| {
         let fault = Fault::new(format!("{} ({error})", Form::Url.expected()));
         Fault { hint: text.contains("://").then(|| ESCAPES.to_owned()), ..fault }
@@ -89,13 +94,14 @@ fn complete(text: &str) -> Result<Url, Fault> {
     if !names_database && parameter(&url, &["dbname"]).is_none() {
         return Err(Fault::new("a URL with a database").hint("postgres://user@host:5432/DATABASE"));
     }
-    if host_of(&url).contains(',') {
+    let host = host_of(&url).or(host.map(str::to_owned)).unwrap_or_default();
+    if host.contains(',') {
         return Err(Fault::new("a URL with one host").hint("name the address that follows the primary"));
     }
     check_parameters(&url)?;
     match parameter(&url, &["sslmode", "ssl-mode"]) {
         Some(mode) => check_ssl_mode(&mode)?,
-        None if is_local(&url) => (),
+        None if is_local(&host) => (),
         None => {
             url.query_pairs_mut().append_pair("sslmode", "verify-full");
         }
@@ -106,9 +112,26 @@ fn complete(text: &str) -> Result<Url, Fault> {
 /// Neither name nor value is repeated: a `?` in a password makes parameters of its rest.
 fn check_parameters(url: &Url) -> Result<(), Fault> {
     let is_known = |name: &str| PARAMETERS.contains(&name) || name.starts_with("options[");
-    let Some((name, _)) = url.query_pairs().find(|(name, _)| !is_known(name)) else { return Ok(()) };
+    let Some((name, _)) = url.query_pairs().find(|(name, _)| !is_known(name)) else { return check_values(url) };
     let near = nearest(&name, PARAMETERS).map(|near| format!("did you mean {}?", quoted(near)));
     Err(Fault { hint: near.or(Some(ESCAPES.to_owned())), ..Fault::new("a URL with parameters that the driver knows") })
+}
+
+/// What the driver could not read it would say at each try to connect, without a name.
+fn check_values(url: &Url) -> Result<(), Fault> {
+    let all = |name: &str, fits: fn(&str) -> bool| {
+        url.query_pairs().filter(|(found, _)| found == name).all(|(_, value)| fits(&value))
+    };
+    if !all("port", |port| port.parse::<u16>().is_ok()) {
+        return Err(Fault::new("`port` to be a number up to 65535"));
+    }
+    if !all("hostaddr", |address| address.parse::<IpAddr>().is_ok()) {
+        return Err(Fault::new("`hostaddr` to be an IP address"));
+    }
+    if !all("statement-cache-capacity", |number| number.parse::<usize>().is_ok()) {
+        return Err(Fault::new("`statement-cache-capacity` to be a number"));
+    }
+    Ok(())
 }
 
 fn check_ssl_mode(mode: &str) -> Result<(), Fault> {
@@ -121,13 +144,13 @@ fn parameter(url: &Url, names: &[&str]) -> Option<String> {
     url.query_pairs().filter(|(name, _)| names.contains(&name.as_ref())).map(|(_, value)| value.into_owned()).last()
 }
 
-fn host_of(url: &Url) -> String {
-    parameter(url, &["host", "hostaddr"]).or_else(|| url.host_str().map(str::to_owned)).unwrap_or_default()
+fn host_of(url: &Url) -> Option<String> {
+    let written = url.host_str().filter(|host| !host.is_empty());
+    parameter(url, &["host", "hostaddr"]).or_else(|| written.map(str::to_owned))
 }
 
-/// No host means the driver's own choice, which is a socket or this machine.
-fn is_local(url: &Url) -> bool {
-    let host = host_of(url);
+/// No host at all means the driver's own choice, which is a socket or this machine.
+fn is_local(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     let is_socket = host.starts_with('/') || host.to_ascii_lowercase().starts_with("%2f");
     let is_loopback = bare.parse().is_ok_and(|address: IpAddr| address.is_loopback());
@@ -169,8 +192,13 @@ mod tests {
             ("postgres://u@localhost/shop?host=db.example", "&sslmode=verify-full"),
         ];
         for (text, added) in cases {
-            let complete = complete(text).map(String::from);
+            let complete = complete_beside(text, None).map(String::from);
             assert_eq!(complete, Ok(format!("{text}{added}")), "{text}");
+        }
+        for (host, added) in [("db.example", "&sslmode=verify-full"), ("/tmp", ""), ("127.0.0.1", "")] {
+            let text = "postgres:///shop?user=u";
+            let complete = complete_beside(text, Some(host)).map(String::from);
+            assert_eq!(complete, Ok(format!("{text}{added}")), "beside PGHOST={host}");
         }
     }
 
@@ -184,6 +212,9 @@ mod tests {
             ("postgres://u@h/", "with a database"),
             ("postgres://u@h1,h2/shop", "with one host"),
             ("postgres://u@h/shop?sslmode=on", "`sslmode` to be one of"),
+            ("postgres://u@h/shop?port=hunter2", "`port` to be"),
+            ("postgres://u@h/shop?hostaddr=hunter2", "`hostaddr` to be"),
+            ("postgres://u@h/shop?statement-cache-capacity=hunter2", "`statement-cache-capacity` to be"),
             ("postgres://u@h/shop?sslpassword=hunter2", "parameters that the driver knows"),
             ("postgres://u@h/shop?hunter2=1", "parameters that the driver knows"),
             ("postgres://u:hunter2/@h/shop", "a URL such as"),
@@ -200,10 +231,7 @@ mod tests {
         let cases = [
             ("postgres://u:p@127.0.0.1/shop", "postgres://u:***@127.0.0.1/shop"),
             ("postgres://u@127.0.0.1/shop", "postgres://u@127.0.0.1/shop"),
-            (
-                "postgres://u@127.0.0.1/shop?password=p&application_name=x",
-                "postgres://u@127.0.0.1/shop?password=***&application_name=x",
-            ),
+            ("postgres://u@127.0.0.1/shop?password=p&port=5433", "postgres://u@127.0.0.1/shop?password=***&port=5433"),
             ("p", "***"),
         ];
         for (text, expected) in cases {

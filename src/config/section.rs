@@ -139,6 +139,10 @@ impl<'t, 'p> Section<'t, 'p> {
         let ValueKind::Array(items) = &value.kind else {
             return self.parse(key, read).map(|one| vec![one]);
         };
+        if items.is_empty() {
+            self.reject(key, Fault::new("a list that is not empty").hint("leave the key out for all")); // some would mean none
+            return None;
+        }
         let mut all = Vec::new();
         for (place, item) in items.iter().enumerate() {
             let path = format!("{}[{place}]", self.path_of(key.name));

@@ -113,6 +113,8 @@ const POOLER_HINT: &str = "point `postgres.url` at Postgres itself, not at PgBou
 
 const TLS_HINT: &str = "the server does not offer TLS, or its certificate does not match; see `sslmode` and `sslrootcert` in `postgres.url`";
 
+const SCHEMA_HINT: &str = "run: outboxd migrate; if it finds nothing to do, an object was dropped: outboxd migrate --print | psql makes it again";
+
 type Classified = (DbErrorKind, String, Option<String>);
 
 fn classify_database(error: &dyn DatabaseError) -> Classified {
@@ -150,7 +152,13 @@ fn classify(code: &str) -> (DbErrorKind, Option<&'static str>) {
             DbErrorKind::Denied,
             Some("grant outbox_relay to the role of the relay: `outboxd migrate --print` shows the grants"),
         ),
-        "42P01" | "42703" | "42883" | "3F000" => (DbErrorKind::Schema, Some("run: outboxd migrate")),
+        "42P01" | "42703" | "42883" | "3F000" => (DbErrorKind::Schema, Some(SCHEMA_HINT)),
+        "22021" | "22P05" => (
+            DbErrorKind::Other,
+            Some(
+                "a row holds text that is not UTF-8, as a database with encoding SQL_ASCII allows: find it, write it in UTF-8",
+            ),
+        ),
         "55P03" => (DbErrorKind::Busy, None),
         "53100" => (DbErrorKind::Unavailable, Some("the disk of the Postgres server is full")),
         "53300" => (

@@ -127,6 +127,9 @@ impl Answered {
 
 // `set` and not start-up options: a pooler that forgets them is found by reading one back.
 const SETTINGS: &str = "
+    set statement_timeout = 0;                 -- of the role or database: opening a window takes as long as it takes
+    set search_path = pg_catalog, pg_temp;     -- nobody's function of the same name
+    select set_config(name, '0', false) from pg_settings where name = 'transaction_timeout';  -- since Postgres 17
     set session characteristics as transaction isolation level read committed;
     set row_security = off;                    -- hidden rows become error 42501
     set plan_cache_mode = force_custom_plan;
@@ -228,7 +231,8 @@ async fn pooler(connection: &mut PgConnection, server: &Server, row: &PgRow) -> 
 
 fn options(url: &Secret) -> Result<PgConnectOptions, DbError> {
     let options = PgConnectOptions::from_str(url.expose()).map_err(DbError::during("reading postgres.url"))?;
-    Ok(options.application_name("outboxd").disable_statement_logging())
+    let options = if options.get_application_name().is_none() { options.application_name("outboxd") } else { options };
+    Ok(options.disable_statement_logging())
 }
 
 impl Session {
