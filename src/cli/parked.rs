@@ -168,8 +168,10 @@ async fn ask(config: &Config, chosen: &Chosen, decision: Decision) -> anyhow::Re
         Decision::DiscardAll => heads.iter().map(|head| head.events).sum(),
         _ => i64::try_from(heads.len())?,
     };
+    let is_capped = decision == Decision::DiscardAll && heads.iter().any(|head| head.events >= CAP);
     let message = format!(
-        "{} of {} would be given up: consumers would never see them. Nothing was done\nhint: say --yes",
+        "{}{} of {} would be given up: consumers would never see them. Nothing was done\nhint: say --yes",
+        if is_capped { "at least " } else { "" },
         output::counted(events, "event"),
         output::counted(heads.len(), "stream")
     );

@@ -151,18 +151,28 @@ impl Decision {
     }
 }
 
+/// The last ones first: as long as the head is undecided, nothing moves.
 const DECIDE: &str = "
-    update outbox.parked p set decision = $4, decided_by = $5
-      from unnest($1::text[], $2::bigint[], $3::uuid[]) as chosen(outbox, id, event_id), outbox.parked head
-     where head.outbox = chosen.outbox and head.id = chosen.id and head.event_id = chosen.event_id and head.settled_at is null
-       and p.outbox = head.outbox and p.lane = head.lane and p.aggregate_type = head.aggregate_type and p.aggregate_id = head.aggregate_id
-       and p.settled_at is null and (p.place = head.place or $6)
-       and not exists (  -- it is still the first
-         select from outbox.parked q
-          where q.outbox = head.outbox and q.lane = head.lane and q.aggregate_type = head.aggregate_type and q.aggregate_id = head.aggregate_id
-            and q.settled_at is null and q.place < head.place)";
+    update outbox.parked set decision = $4, decided_by = $5
+     where ctid = any (array(  -- locked, so they stay where they are
+       select q.ctid
+         from unnest($1::text[], $2::bigint[], $3::uuid[]) as chosen(outbox, id, event_id)
+         join outbox.parked head using (outbox, id, event_id)
+         join outbox.parked q on q.outbox = head.outbox and q.lane = head.lane
+                             and q.aggregate_type = head.aggregate_type and q.aggregate_id = head.aggregate_id
+        where head.settled_at is null and q.settled_at is null
+          and case when $6 then q.decision is distinct from $4 else q.place = head.place end
+          and not exists (  -- it is still the first
+            select from outbox.parked r
+             where r.outbox = head.outbox and r.lane = head.lane and r.aggregate_type = head.aggregate_type and r.aggregate_id = head.aggregate_id
+               and r.settled_at is null and r.place < head.place)
+        order by q.place desc limit $7 for update of q))";
 
-/// Records a decision about the first events of streams; those that are no longer first are left out. Returns the events that it concerns.
+/// Rows that one statement changes, so that it ends in time and holds no other up for long.
+const AT_ONCE: u16 = 10_000;
+
+/// Records a decision about the first events of streams; those that are no longer first are left out. Returns the events that it concerns:
+/// with [`Decision::DiscardAll`] those about which it was not yet decided so.
 ///
 /// # Errors
 /// Those of the server.
@@ -173,16 +183,22 @@ pub async fn decide(
     decided_by: &str,
 ) -> Result<u64, DbError> {
     let outboxes: Vec<&str> = heads.iter().map(|head| head.outbox.as_str()).collect();
-    let (ids, events): (Vec<i64>, Vec<Uuid>) = heads.iter().map(|head| (head.id, head.event_id)).unzip();
-    let done = sqlx::query(DECIDE)
-        .bind(outboxes)
-        .bind(ids)
-        .bind(events)
-        .bind(decision.word())
-        .bind(decided_by)
-        .bind(decision == Decision::DiscardAll)
-        .execute(&mut session.connection)
-        .await
-        .map_err(DbError::during("recording a decision about parked events"))?;
-    Ok(done.rows_affected())
+    let (ids, event_ids): (Vec<i64>, Vec<Uuid>) = heads.iter().map(|head| (head.id, head.event_id)).unzip();
+    let mut events = 0_u64;
+    loop {
+        let statement = sqlx::query(DECIDE)
+            .bind(&outboxes)
+            .bind(&ids)
+            .bind(&event_ids)
+            .bind(decision.word())
+            .bind(decided_by)
+            .bind(decision == Decision::DiscardAll)
+            .bind(i32::from(AT_ONCE));
+        let done = statement.execute(&mut session.connection).await;
+        let changed = done.map_err(DbError::during("recording a decision about parked events"))?.rows_affected();
+        events = events.saturating_add(changed);
+        if changed < u64::from(AT_ONCE) {
+            return Ok(events);
+        }
+    }
 }

@@ -77,19 +77,27 @@ fn stream(row: &PgRow) -> Result<Stream, sqlx::Error> {
     Ok(Stream { aggregate_type: row.try_get("aggregate_type")?, aggregate_id: row.try_get("aggregate_id")? })
 }
 
+/// A part at a time, the rest with the next look: a row that is settled does not come again, so its stream has to be among those returned.
 const DECIDED: &str = "
     with discarded as (
       update outbox.parked set settled_at = clock_timestamp()
-       where outbox = $1 and lane = $2 and settled_at is null and decision = 'discard'
-         and exists (select from outbox.cursors where outbox = $1 and lane = $2 and epoch = $3)  -- only the holder of the lease
+       where ctid = any (array(  -- by their places: without statistics a join looks at each row for each other; locked, so they stay there
+         select ctid from outbox.parked
+          where outbox = $1 and lane = $2 and settled_at is null and decision = 'discard'
+            and exists (select from outbox.cursors where outbox = $1 and lane = $2 and epoch = $3)  -- only the holder of the lease
+          order by place limit $4 for update skip locked))
       returning aggregate_type, aggregate_id)
     select aggregate_type, aggregate_id, true as discarded from discarded
      union
-    select aggregate_type, aggregate_id, false from outbox.parked
-     where outbox = $1 and lane = $2 and settled_at is null and decision = 'retry'
-     limit 10000";
+    (select aggregate_type, aggregate_id, false from outbox.parked
+      where outbox = $1 and lane = $2 and settled_at is null and decision = 'retry'
+      order by place limit $4)";
 
-/// Carries out what was decided to be discarded, and returns the streams that may go on; whether one of their events was given up.
+/// Rows of each decision that are looked at at once.
+const DECIDED_AT_ONCE: i64 = 10_000;
+
+/// Carries out what was decided to be discarded, up to ten thousand events, and returns the streams that may go on; whether one of their events
+/// was given up.
 ///
 /// # Errors
 /// Those of the server.
@@ -99,6 +107,7 @@ pub async fn decided(writer: &mut Session, lease: &Lease) -> Result<Vec<(Stream,
         .bind(lease.outbox())
         .bind(lease.lane().get())
         .bind(lease.epoch().get())
+        .bind(DECIDED_AT_ONCE)
         .fetch_all(&mut writer.connection);
     let rows = Session::brief(doing, statement).await?;
     let one = |row: &PgRow| Ok((stream(row)?, row.try_get("discarded")?));
