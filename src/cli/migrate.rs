@@ -119,7 +119,7 @@ fn report(applied: usize) -> String {
         1 => "1 migration applied".to_owned(),
         n => format!("{n} migrations applied"),
     };
-    let next = "next, unless done:\n  grant outbox_writer to <the role of your application>;\n  grant outbox_relay, pg_monitor to <the role of outboxd>;";
+    let next = "next, unless done:\n  grant outbox_writer to <the role of your application>;\n  grant outbox_relay to <the role of outboxd>;\n  grant pg_monitor to <the role of outboxd>;  -- as a superuser; without it outboxd cannot say whose transaction holds events back";
     if applied == 0 { done } else { format!("{done}\n{next}") }
 }
 

@@ -9,10 +9,11 @@ use std::time::Duration;
 /// In the schema of the product: the application may own a table of the driver's default name.
 const TABLE: &str = "outbox._sqlx_migrations";
 
-const FILES: [(i64, &str, &str); 3] = [
+const FILES: [(i64, &str, &str); 4] = [
     (1, "outbox", include_str!("../../migrations/0001_outbox.sql")),
     (2, "functions", include_str!("../../migrations/0002_functions.sql")),
     (3, "parked", include_str!("../../migrations/0003_parked.sql")),
+    (4, "stream_names", include_str!("../../migrations/0004_stream_names.sql")),
 ];
 
 /// How often a migration is tried that found its table locked for longer than `lock_timeout` (500 ms):
@@ -146,7 +147,8 @@ pub fn script() -> String {
          -- It creates the roles outbox_writer and outbox_relay; without the right to do so, let an administrator create them first.\n\
          -- Afterwards:\n\
          --   grant outbox_writer to <the role of the application>;\n\
-         --   grant outbox_relay, pg_monitor to <the role of the relay>;\n\
+         --   grant outbox_relay to <the role of the relay>;\n\
+         --   grant pg_monitor to <the role of the relay>;  -- as a superuser; without it the relay cannot say whose transaction holds events back\n\
          begin;\n\
          set local lock_timeout = '500ms';\n\
          create schema if not exists outbox;\n\

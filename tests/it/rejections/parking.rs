@@ -280,3 +280,29 @@ async fn an_event_that_is_gone_before_it_is_parked_is_missed_aloud() {
     are_parked(&relay, 0).await;
     stop(&mut relay).await;
 }
+
+/// The index of what is parked has more columns than that of the table.
+#[tokio::test]
+async fn whoever_can_be_written_can_be_parked() {
+    const NAME: &str = "whoever_can_be_written";
+    let (database, kafka) = (Database::migrated(NAME).await, Kafka::create(NAME));
+    let mut app = database.connect(Role::App).await;
+    // digests do not compress, so that the index stores all of them
+    let insert = |bytes: usize| {
+        format!(
+            "insert into outbox.events (aggregate_type, aggregate_id, event_type)
+             select 'x/y', left(string_agg(encode(sha256(n::text::bytea), 'base64'), ''), {bytes}), 'Written' from generate_series(1, 100) n"
+        )
+    };
+    let refused = sqlx::query(sqlx::AssertSqlSafe(insert(2_498))).execute(&mut app).await.unwrap_err();
+    assert!(refused.to_string().contains("violates check constraint \"stream_name\""), "{refused}");
+    say(&mut app, &insert(2_497)).await;
+
+    let longest = "o".repeat(63);
+    let outbox =
+        format!("[[outbox]]\nname = '{longest}'\n[[outbox.route]]\ntopic = '{}{{aggregate_type}}'\n", kafka.topic(""));
+    let mut relay = Relay::new(&database.url(Role::Relay), &kafka).await.set("outbox", outboxes(&outbox));
+    relay.start();
+    are_parked(&relay, 1).await;
+    stop(&mut relay).await;
+}
