@@ -147,12 +147,13 @@ async fn ask_postgres(config: &Config, cluster: Option<String>, lines: &mut Vec<
         return Ok(()); // the cursor cannot be judged on such a schema
     }
     lines.push(Line::new("postgres", "ok", "schema and grants", None));
-    for outbox in &names {
+    for (outbox, settings) in names.iter().zip(&config.outboxes) {
         let place = guards::place(&mut session, outbox, LaneId::FIRST).await?;
         let saved = place.cursor.as_ref().and_then(|row| row.kafka_cluster.clone());
         let cluster = cluster.clone().or(saved).unwrap_or_default(); // an absent cluster is a finding of its own
-        match guards::judge_place(&place, outbox, &server.role, &cluster) {
-            Ok(_) => lines.push(Line::new("postgres", "ok", cursor_words(outbox, &place), None)),
+        let judged = guards::judge_place(&place, outbox, &server.role, &cluster);
+        match judged.and_then(|_| guards::may_begin(&place, outbox, settings.start)) {
+            Ok(()) => lines.push(Line::new("postgres", "ok", cursor_words(outbox, &place), None)),
             Err(refusal) => lines.push(Line::new("postgres", "error", refusal.message, refusal.hint)),
         }
     }

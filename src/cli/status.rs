@@ -42,6 +42,8 @@ async fn look(session: &mut Session, outbox: &str) -> anyhow::Result<LaneStatus>
     let mut status = LaneStatus::new(outbox, LaneId::FIRST.get());
     status.state = LaneState::Stopped;
     let place = guards::place(session, outbox, LaneId::FIRST).await.map_err(|error| migrate::ends(&error))?;
+    let cluster = place.cursor.as_ref().and_then(|row| row.kafka_cluster.clone()).unwrap_or_default();
+    let judged = guards::judge_place(&place, outbox, &session.server.role, &cluster);
     let Some(row) = place.cursor else {
         status.waits_for = Some("outboxd was never started for this outbox".to_owned());
         return Ok(status);
@@ -52,6 +54,10 @@ async fn look(session: &mut Session, outbox: &str) -> anyhow::Result<LaneStatus>
         None => format!("nobody holds the lease; the cursor was saved at {}", row.saved_at),
     });
     status.cursor = Some(row.position);
+    if let Err(refusal) = judged {
+        (status.waits_for, status.hint) = (Some(refusal.message), refusal.hint); // how much waits cannot be known by it
+        return Ok(status);
+    }
     status.look(Some(backlog::look(session, outbox, LaneId::FIRST).await.map_err(|error| migrate::ends(&error))?));
     Ok(status)
 }

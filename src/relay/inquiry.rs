@@ -3,6 +3,8 @@
 use super::pending::{Pending, later};
 use crate::sink::SendError;
 use crate::sink::kafka::topics::{Topic, Topics};
+use crate::store::guards::{Refusal, other_cluster};
+use std::collections::HashSet;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -16,9 +18,12 @@ const VAGUE: [&str; 4] = ["AllBrokersDown", "BrokerTransportFailure", "Operation
 pub enum Answer {
     /// About a topic.
     Topic(String, Result<Topic, SendError>),
-    /// Whether it is back; if not, why.
-    Back(Result<(), SendError>),
+    /// Which one it is, if it is back; if not, why.
+    Back(Result<String, SendError>),
 }
+
+/// What is known of a topic now, or why it is not.
+pub type Learnt = (String, Result<Topic, SendError>);
 
 /// See the module.
 pub struct Inquiry {
@@ -26,19 +31,32 @@ pub struct Inquiry {
     topics: Option<Topics>,
     /// The question under way.
     pub asking: Pending<(Topics, Answer)>,
+    /// The id of the cluster into which the events go.
+    cluster: String,
+    /// Topics that were asked for and are not what they were.
+    changed: HashSet<String>,
     away: Option<SendError>,
     probe_at: Instant,
 }
 
 impl Inquiry {
-    /// Nothing is asked yet.
-    pub fn new(topics: Topics) -> Self {
-        Self { topics: Some(topics), asking: None, away: None, probe_at: Instant::now() }
+    /// Nothing is asked yet of the cluster, which has this id.
+    pub fn new(topics: Topics, cluster: String) -> Self {
+        let (topics, probe_at) = (Some(topics), Instant::now());
+        Self { topics, asking: None, cluster, changed: HashSet::new(), away: None, probe_at }
     }
 
     /// What is known of a topic.
     pub fn known(&self, topic: &str) -> Option<Topic> {
+        if !self.changed.is_empty() && self.changed.contains(topic) {
+            return None;
+        }
         self.topics.as_ref().and_then(|topics| topics.get(topic)).copied()
+    }
+
+    /// Notes that a topic has another number of partitions: it is asked about before anything is sent to it.
+    pub fn changed(&mut self, topic: String) {
+        self.changed.insert(topic);
     }
 
     /// A topic of which nothing was heard for this long, if there is one and no question is under way.
@@ -55,6 +73,7 @@ impl Inquiry {
     /// Asks about a topic, unless a question is under way.
     pub fn ask_about(&mut self, topic: String) {
         let Some(mut topics) = self.topics.take() else { return };
+        self.changed.remove(&topic);
         self.asking = Some(Box::pin(async move {
             let answer = topics.learn(&topic).await;
             (topics, Answer::Topic(topic, answer))
@@ -91,7 +110,7 @@ impl Inquiry {
         }
         let Some(topics) = self.topics.take() else { return };
         self.asking = Some(Box::pin(async move {
-            let back = topics.cluster().await.map(drop);
+            let back = topics.cluster().await;
             (topics, Answer::Back(back))
         }));
     }
@@ -102,13 +121,17 @@ impl Inquiry {
     }
 
     /// Takes an answer; hands on what it says of a topic.
-    pub fn finish(&mut self, topics: Topics, answer: Answer) -> Option<(String, Result<Topic, SendError>)> {
+    ///
+    /// # Errors
+    /// It is another cluster that is back.
+    pub fn finish(&mut self, topics: Topics, answer: Answer) -> Result<Option<Learnt>, Refusal> {
         (self.topics, self.asking) = (Some(topics), None);
         match answer {
-            Answer::Topic(topic, learnt) => return Some((topic, learnt)),
-            Answer::Back(Ok(())) => self.away = None,
+            Answer::Topic(topic, learnt) => return Ok(Some((topic, learnt))),
+            Answer::Back(Ok(cluster)) if cluster != self.cluster => return Err(other_cluster(&self.cluster, &cluster)),
+            Answer::Back(Ok(_)) => self.away = None,
             Answer::Back(Err(error)) => self.gone(error),
         }
-        None
+        Ok(None)
     }
 }

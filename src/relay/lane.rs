@@ -3,6 +3,7 @@
 
 use super::culprits::Culprits;
 use super::desk::Desk;
+use super::inquiry::Inquiry;
 use super::leadership::{Owner, Seat, Terms, Watch};
 use super::ledger::{Bounds, Ledger};
 use super::parking::{MOST_STREAMS, Parked};
@@ -24,7 +25,7 @@ use crate::sink::kafka::topics::Topics;
 use crate::source::SourceError;
 use crate::source::poll::Poll;
 use crate::source::poll::pace::PageSize;
-use crate::store::cursor::{self, Acquired, Beginning, Claim, Lease};
+use crate::store::cursor::{self, Acquired, Claim, Lease};
 use crate::store::guards::{self, Note, Place, Refusal};
 use crate::store::{parked, standing};
 use crate::telemetry::changes;
@@ -172,7 +173,10 @@ impl Lane {
         let end = self.pump(parts, lease, cursor).await;
         self.desk.metrics.leader.set(0);
         self.desk.metrics.parked_streams.set(0);
-        self.desk.note(|status| (status.epoch, status.parked_streams) = (None, None)); // whoever leads now knows
+        self.desk.metrics.in_flight.set(0);
+        self.desk.note(|status| {
+            (status.epoch, status.parked_streams, status.in_flight_events) = (None, None, 0); // whoever leads now knows
+        });
         match end {
             End::Drained => Ok(Ended::Clean),
             End::GraceOver => Ok(Ended::Unsettled),
@@ -231,27 +235,13 @@ impl Lane {
         }
     }
 
-    /// The first cursor of an outbox. The first one on the table needs no `start`: nothing was published yet.
+    /// The first cursor of an outbox.
     async fn begin(&self, writer: &mut Session, place: &Place) -> Result<(), Trouble> {
         let name = self.outbox.name.as_str();
-        let beginning = match self.outbox.start {
-            Some(Start::Earliest) => Beginning::Earliest,
-            Some(Start::Latest) => Beginning::Latest,
-            None if !self.any_at_start(place) => Beginning::Earliest,
-            None => {
-                let message = format!("outbox {name} has no cursor, and others have: a new one, or a renamed one?");
-                let hint =
-                    "say `start = \"earliest\"` or `start = \"latest\"` in its [[outbox]], or give it the old name"
-                        .to_owned();
-                return Err(Trouble::Refused(Refusal { message, hint: Some(hint) }));
-            }
-        };
-        cursor::begin(writer, name, self.id, beginning).await.map_err(Trouble::Db)?;
-        changes::cursor_begun(
-            name,
-            self.desk.lane(),
-            if beginning == Beginning::Earliest { "earliest" } else { "latest" },
-        );
+        let first = (!self.any_at_start(place)).then_some(Start::Earliest);
+        let start = guards::beginning(name, self.outbox.start.or(first)).map_err(Trouble::Refused)?;
+        cursor::begin(writer, name, self.id, start).await.map_err(Trouble::Db)?;
+        changes::cursor_begun(name, self.desk.lane(), if start == Start::Earliest { "earliest" } else { "latest" });
         Ok(())
     }
 
@@ -294,6 +284,7 @@ impl Lane {
             let unchanged = self.watch.is_unchanged(until.as_deref(), Instant::now(), self.terms);
             let seen = until.as_deref().filter(|_| unchanged);
             if cursor::is_free(&place, &parts.claim, seen) {
+                self.still_same_cluster(parts).await?;
                 let outlived = row.and_then(|row| row.owner.as_deref()).is_some_and(|owner| owner != parts.claim.owner);
                 if outlived {
                     self.hold_until = Instant::now().checked_add(self.terms.hold); // before: the answer may be lost
@@ -316,6 +307,14 @@ impl Lane {
                 return Ok(None);
             }
         }
+    }
+
+    /// A standby has waited, perhaps for weeks.
+    async fn still_same_cluster(&mut self, parts: &mut Parts) -> Result<(), Trouble> {
+        let cluster = parts.topics.cluster().await.map_err(Trouble::Send)?;
+        self.pass_guards(&mut parts.writer, &cluster).await?;
+        parts.claim.kafka_cluster = cluster;
+        Ok(())
     }
 
     /// After an expired lease nothing is sent until nothing of the earlier holder can be under way, whatever interrupts the wait.
@@ -394,7 +393,7 @@ impl Lane {
             &self.desk,
             &mut self.culprits,
             sink,
-            parts.topics,
+            Inquiry::new(parts.topics, parts.claim.kafka_cluster),
             ledger,
             parked,
             self.careful_events,
@@ -402,6 +401,9 @@ impl Lane {
         let pump = Pump::new(&self.config.relay, &self.desk, self.terms, sender, (parts.writer, lease));
         let (end, closed) = pump.run(poll, waker, cursor, &mut self.refusal, &self.stop).await;
         self.has_settled = closed.settled_events > 0;
+        if care == Care::Batched && self.led_since.is_some_and(|since| since.elapsed() > GOOD_SESSION) {
+            self.careful_rounds = 0; // what was suspected before is long past
+        }
         match &end {
             End::Trouble(Trouble::Send(error)) if error.is_rejection() => {
                 self.careful_events = closed.suspects.max(1).saturating_mul(1 << self.careful_rounds);

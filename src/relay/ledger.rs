@@ -7,7 +7,8 @@
 //!    are written by the same save.
 //! 5. A parked event that is sent again moves no position: its row goes when the frontier has passed it.
 //! 6. After poison no entry is added: a new session starts a new ledger at the saved cursor.
-//! 7. The open entries are bounded in number and bytes, and so is what waits to be parked; at the bound, reading stops.
+//! 7. The open entries are bounded in number and bytes, and so is what waits to be parked; at the bound, reading stops. What is passed
+//!    without a record makes one entry, however much it is: else nothing would bound it behind a record that is not acknowledged.
 
 use crate::outbox::cursor::Cursor;
 use crate::outbox::event::EventKey;
@@ -60,8 +61,8 @@ struct Entry {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Kind {
     Event(Dispatch),
-    LeftOut,
-    EndMark,
+    /// So many events that a route leaves out, and ends of windows.
+    Passed(usize),
     Parked(Box<Parking>),
     Released(Dispatch, Box<Release>),
 }
@@ -90,9 +91,9 @@ impl Amount {
 }
 
 impl Kind {
-    /// Whether the reader brought it as an event.
-    fn is_of_the_table(&self) -> bool {
-        matches!(self, Self::Event(_) | Self::LeftOut | Self::Parked(_))
+    /// Events that are settled with it.
+    fn events(&self) -> usize {
+        if let Self::Passed(events) = self { *events } else { 1 }
     }
 }
 
@@ -166,8 +167,7 @@ impl Ledger {
 
     /// Adds an event that a route leaves out.
     pub fn left_out(&mut self, position: Cursor) {
-        self.push(Entry { open: 0, kind: Kind::LeftOut, bytes: 0, position: Some(position) });
-        self.advance();
+        self.pass(1, position);
     }
 
     /// Adds an event that is to be parked; the save that moves the position over it writes it.
@@ -184,11 +184,16 @@ impl Ledger {
         self.push(Entry { open: records, kind: Kind::Released(dispatch, Box::new(release)), bytes, position: None })
     }
 
-    /// Adds the end of a window: true once all before it is settled. One mark behind another replaces it.
+    /// Adds the end of a window: true once all before it is settled.
     pub fn mark(&mut self, position: Cursor) {
-        match self.entries.back_mut() {
-            Some(last) if matches!(last.kind, Kind::EndMark) => last.position = Some(position),
-            _ => drop(self.push(Entry { open: 0, kind: Kind::EndMark, bytes: 0, position: Some(position) })),
+        self.pass(0, position);
+    }
+
+    fn pass(&mut self, events: usize, position: Cursor) {
+        if let Some(Entry { kind: Kind::Passed(passed), position: last, .. }) = self.entries.back_mut() {
+            (*passed, *last) = (passed.saturating_add(events), Some(position));
+        } else {
+            self.push(Entry { open: 0, kind: Kind::Passed(events), bytes: 0, position: Some(position) });
         }
         self.advance();
     }
@@ -215,8 +220,13 @@ impl Ledger {
         }
     }
 
-    /// How many entries lie between the frontier and what was sent under a token.
-    pub fn place(&self, token: Token) -> Option<usize> {
+    /// How many events are settled when the last of these is, and all before it. `None` where all of them are.
+    pub fn events_up_to(&self, tokens: impl Iterator<Item = Token>) -> Option<usize> {
+        let last = tokens.filter_map(|token| self.place(token)).max()?;
+        Some(self.entries.iter().take(last.saturating_add(1)).map(|entry| entry.kind.events()).sum())
+    }
+
+    fn place(&self, token: Token) -> Option<usize> {
         token.index(self.generation).and_then(|index| index.checked_sub(self.first))
     }
 
@@ -225,9 +235,13 @@ impl Ledger {
         while let Some(entry) = self.entries.pop_front_if(|entry| entry.open == 0) {
             self.first = self.first.wrapping_add(1);
             self.progress.moved = true;
-            self.progress.events = self.progress.events.saturating_add(usize::from(entry.kind.is_of_the_table()));
+            let counted = match entry.kind {
+                Kind::Released(..) => &mut self.progress.released,
+                Kind::Event(_) | Kind::Passed(_) | Kind::Parked(_) => &mut self.progress.events,
+            };
+            *counted = counted.saturating_add(entry.kind.events());
             match entry.kind {
-                Kind::LeftOut | Kind::EndMark => {}
+                Kind::Passed(_) => {}
                 Kind::Parked(parking) => {
                     self.parkable.add(entry.bytes);
                     self.parkings.push(*parking);
@@ -235,7 +249,6 @@ impl Ledger {
                 Kind::Event(dispatch) => self.count(dispatch, entry.bytes),
                 Kind::Released(dispatch, release) => {
                     self.count(dispatch, entry.bytes);
-                    self.progress.released = self.progress.released.saturating_add(1);
                     self.releases.push(*release);
                 }
             }
@@ -323,6 +336,20 @@ mod tests {
 
     fn parking(id: i64) -> Parking {
         Parking { key: key(id), stream: stream(), cause: Cause::Follows }
+    }
+
+    #[test]
+    fn however_much_is_left_out_behind_an_open_event_takes_one_entry() {
+        let mut ledger = ledger();
+        let token = ledger.sent(dispatch(1), at(1), 1, 100);
+        for id in 2..=1_000 {
+            ledger.left_out(at(id));
+            ledger.mark(end(u64::try_from(id).unwrap() + 10));
+        }
+        assert_eq!((ledger.entries.len(), ledger.position()), (2, &Cursor::earliest()));
+        ledger.settled(token);
+        ledger.advance();
+        assert_eq!((ledger.take_progress().events, ledger.position()), (1_000, &end(1_010)));
     }
 
     fn ids(parkings: &[Parking]) -> Vec<i64> {

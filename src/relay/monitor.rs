@@ -62,6 +62,8 @@ impl Monitor {
             if self.refusal.borrow().is_none() {
                 self.desk.look(Some(backlog::look(&mut session, self.desk.outbox(), self.lane).await?));
                 self.holders(&mut session, said).await?;
+            } else {
+                self.desk.look(None); // what forbids to read may forbid to look
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }

@@ -12,6 +12,7 @@
 
 use super::desk::Desk;
 use super::leadership::Terms;
+use super::ledger::Progress;
 use super::pending::{later, pending};
 use super::reader;
 use super::saving::{Done, Ended, Errand, Finished, Ran, Saving, Urgency, Writer};
@@ -39,6 +40,7 @@ const REPLICAS_HINT: &str = "is a partition without a leader, or below min.insyn
 const UNREAD: &str = "Postgres has not answered a read for long";
 const READ_HINT: &str =
     "a large window is being opened, or the server is slow; a lost answer is found and asked for again";
+const CAREFUL: &str = "Kafka has refused one of these events: they go one by one, until it is known which";
 const AWAY_HINT: &str = "check the brokers and the network; outboxd goes on by itself";
 /// Longest sleep of the loop: its heart has to beat.
 const TICK: Duration = Duration::from_secs(1);
@@ -130,6 +132,9 @@ impl<'l> Pump<'l> {
             let (settled, open) = (self.settled_events, self.sender.ledger.open_events());
             changes::session_ended(self.desk.outbox(), self.desk.lane(), &trouble.to_string(), settled, open);
             let verdict = verdict::judge(trouble);
+            if matches!(trouble, Trouble::LeaseLost(_) | Trouble::Fenced) {
+                self.desk.metrics.leader.set(0);
+            }
             if verdict.wait.is_some() {
                 // winding up takes long where a server is silent: nobody may think that we relay meanwhile
                 self.desk.enter(verdict.state, Some(&verdict::reason(trouble)), verdict.hint.as_deref());
@@ -230,15 +235,7 @@ impl<'l> Pump<'l> {
         if progress.events > 0 {
             self.saving.events_settled();
         }
-        let settled = as_u64(progress.events.saturating_add(progress.released));
-        if settled > 0 {
-            self.settled_events = self.settled_events.saturating_add(settled);
-            self.desk.metrics.events_published.inc_by(as_u64(progress.published));
-            self.desk.metrics.events_dead_lettered.inc_by(as_u64(progress.dead_lettered));
-            self.desk.note(|status| {
-                status.published_events = status.published_events.saturating_add(as_u64(progress.published));
-            });
-        }
+        self.settled_events = self.settled_events.saturating_add(count(self.desk, &progress));
     }
 
     // ---- the writer's connection
@@ -314,6 +311,7 @@ impl<'l> Pump<'l> {
             (None, None) if self.is_unacknowledged() => (LaneState::Waiting, Some(UNACKNOWLEDGED), Some(REPLICAS_HINT)),
             (None, None) if self.is_unread() => (LaneState::Waiting, Some(UNREAD), Some(READ_HINT)),
             (None, None) if self.unproven => return,
+            (None, None) if self.sender.is_careful() => (LaneState::Relaying, Some(CAREFUL), None),
             (None, None) => (LaneState::Relaying, None, None),
         };
         self.desk.enter(state, reason, hint);
@@ -383,7 +381,9 @@ impl<'l> Pump<'l> {
             Finished::Ran(Ran::Refused(key) | Ran::GivenUp(key, _)) => culprits.forget(key), // the next retry sends it
             Finished::Ran(_) | Finished::Nothing => {}
         }
-        let mut saved = !unsaved && !ledger.take_progress().moved;
+        let last_progress = ledger.take_progress();
+        let settled_events = settled_events.saturating_add(count(desk, &last_progress));
+        let mut saved = !unsaved && !last_progress.moved;
         if let Some((mut session, mut lease)) = writer {
             if !matches!(ended, Err(Trouble::Fenced | Trouble::Displaced | Trouble::EventGone | Trouble::Db(_))) {
                 session.cancel(reader).await;
@@ -424,6 +424,19 @@ async fn refused(refusal: &mut watch::Receiver<Option<Refusal>>) -> Refusal {
         }
     }
     std::future::pending().await // the monitor is gone: the process ends
+}
+
+/// Counts what was settled; how many events that are.
+fn count(desk: &Desk, progress: &Progress) -> u64 {
+    let settled = as_u64(progress.events.saturating_add(progress.released));
+    if settled > 0 {
+        desk.metrics.events_published.inc_by(as_u64(progress.published));
+        desk.metrics.events_dead_lettered.inc_by(as_u64(progress.dead_lettered));
+        desk.note(|status| {
+            status.published_events = status.published_events.saturating_add(as_u64(progress.published));
+        });
+    }
+    settled
 }
 
 fn as_u64(number: usize) -> u64 {

@@ -97,9 +97,14 @@ impl Warmths {
     pub fn cool_if_due(&mut self, now: Instant) {
         if now.saturating_duration_since(*self.cooled_at.get_or_insert(now)) >= WARM_FOR {
             self.cooled_at = Some(now);
-            self.soon.topics.clear();
-            self.bulk.topics.clear();
+            self.cool();
         }
+    }
+
+    /// Takes all partitions for unknown: a topic may have others now.
+    pub fn cool(&mut self) {
+        self.soon.topics.clear();
+        self.bulk.topics.clear();
     }
 
     /// That of one of them.

@@ -4,6 +4,7 @@
 //! in one top-level statement. Nobody else writes this table; nothing here decides what may be saved: the ledger does.
 
 use super::guards::Place;
+use crate::config::outbox::Start;
 use crate::db::{DbError, Session};
 use crate::outbox::cursor::{Cursor, CursorError};
 use crate::outbox::lane::{Epoch, LaneId};
@@ -12,15 +13,6 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use std::time::Duration;
 use tokio::time::Instant;
-
-/// Where a new outbox begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Beginning {
-    /// With the first event of the table.
-    Earliest,
-    /// With the first event that is not visible now. An empty table begins with its first event all the same.
-    Latest,
-}
 
 /// Who works which lane of which outbox: the key of the row and the name of the holder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,12 +113,12 @@ const BEGIN: &str = "
 ///
 /// # Errors
 /// Those of the server.
-pub async fn begin(session: &mut Session, outbox: &str, lane: LaneId, beginning: Beginning) -> Result<(), DbError> {
+pub async fn begin(session: &mut Session, outbox: &str, lane: LaneId, start: Start) -> Result<(), DbError> {
     let server = session.server.clone();
     let statement = sqlx::query(BEGIN)
         .bind(outbox)
         .bind(lane.get())
-        .bind(beginning == Beginning::Latest)
+        .bind(start == Start::Latest)
         .bind(server.system_id)
         .bind(server.database_oid)
         .bind(&server.timeline)
@@ -198,6 +190,7 @@ const SAVE: &str = "
              saved_xid = pg_current_xact_id(), saved_lsn = pg_current_wal_insert_lsn(), saved_at = clock_timestamp()
        where outbox = $1 and lane = $2
          and epoch = $3                                    -- no row back: a newer holder has fenced us
+         and xmin = saved_xid::xid                         -- nor over a row that was restored: it would be taken for ours
          and (select count(*) from outbox.events where id = any ($8)) = cardinality($8)  -- or an event to be parked is gone
    returning xmin = saved_xid::xid as ours, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) as timeline),
     kept as (
@@ -214,7 +207,7 @@ const SAVE: &str = "
        where parked.settled_at is not null)
     select ours, timeline from moved";
 
-const EPOCH: &str = "select epoch from outbox.cursors where outbox = $1 and lane = $2";
+const EPOCH: &str = "select epoch from outbox.cursors where outbox = $1 and lane = $2 and xmin = saved_xid::xid";
 
 /// Moves the cursor, parks the events that wait for it, and renews the lease, in one statement.
 ///
@@ -282,6 +275,7 @@ const RELEASE: &str = "
            saved_xid = pg_current_xact_id()              -- every write says which incarnation wrote it
      where outbox = $1 and lane = $2
        and epoch = $3                                    -- no row back: a newer holder has fenced us
+       and xmin = saved_xid::xid
  returning epoch";
 
 /// Gives the lease back, so that the next relay takes over at once. Being fenced is as good.

@@ -2,6 +2,7 @@
 //!
 //! Looked at at every connect, before anything is read. What has to hold all the time is in `standing.rs`.
 
+use crate::config::outbox::Start;
 use crate::db::{DbError, Session};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
@@ -194,10 +195,7 @@ pub fn judge_place(place: &Place, outbox: &str, role: &str, kafka_cluster: &str)
         return Err(refusal);
     }
     if let Some(saved) = row.kafka_cluster.as_deref().filter(|saved| *saved != kafka_cluster) {
-        let message = format!(
-            "cursor belongs to Kafka cluster {saved}, connected to {kafka_cluster}, where these events never were"
-        );
-        return Err(Refusal::new(message, "if that is meant: outboxd cursor rebase --kafka"));
+        return Err(other_cluster(saved, kafka_cluster));
     }
     if row.lanes != 1 {
         return Err(Refusal::new(
@@ -210,6 +208,34 @@ pub fn judge_place(place: &Place, outbox: &str, role: &str, kafka_cluster: &str)
         (true, false) => Note::FailedOver { from: row.timeline.clone(), to: place.timeline.clone() },
         (true, true) => Note::AsBefore,
     })
+}
+
+/// Where the first cursor of an outbox begins. The first one on the table needs no `start`: nothing was published yet.
+///
+/// # Errors
+/// There are others, and nobody says where this one begins.
+pub fn beginning(outbox: &str, start: Option<Start>) -> Result<Start, Refusal> {
+    start.ok_or_else(|| {
+        Refusal::new(
+            format!("outbox {outbox} has no cursor, and others have: a new one, or a renamed one?"),
+            "say `start = \"earliest\"` or `start = \"latest\"` in its [[outbox]], or give it the old name",
+        )
+    })
+}
+
+/// Whether an outbox has a cursor, or may begin.
+///
+/// # Errors
+/// See [`beginning`].
+pub fn may_begin(place: &Place, outbox: &str, start: Option<Start>) -> Result<(), Refusal> {
+    if place.cursor.is_some() || !place.any_cursor { Ok(()) } else { beginning(outbox, start).map(drop) }
+}
+
+/// The events went into the Kafka cluster `saved`.
+pub fn other_cluster(saved: &str, connected: &str) -> Refusal {
+    let message =
+        format!("cursor belongs to Kafka cluster {saved}, connected to {connected}, where these events never were");
+    Refusal::new(message, "if that is meant: outboxd cursor rebase --kafka")
 }
 
 fn foreign(place: &Place, row: &CursorRow, outbox: &str) -> Option<Refusal> {

@@ -176,7 +176,8 @@ const HELD: &str = "
 const SEQUENCE: &str = "
     select (select last_value - (not is_called)::int from outbox.events_id_seq) as sequence_at,
            greatest(coalesce((select max(id) from outbox.events), 0),
-                    coalesce((select max(id) from outbox.parked where outbox = any ($1)), 0)) as largest_id";
+                    coalesce((select max(newest.id) from unnest($1::text[]) as o(name) cross join lateral (
+                                select id from outbox.parked where outbox = o.name order by id desc limit 1) newest), 0)) as largest_id";
 
 const RIGHTS: &str = "
     select t.name, p.privilege

@@ -148,6 +148,7 @@ async fn grants(session: &mut Session) -> Result<Vec<Finding>, DbError> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Standing {
     plain_table: bool,
+    own_sequence: bool,
     cache: i64,
     increment: i64,
     cycles: bool,
@@ -165,15 +166,20 @@ struct Standing {
 
 // The column reads are spelt out for `outbox.events`; one row comes back, and each subquery is a catalogue look-up or one index probe.
 const STANDING: &str = "
-    select c.relkind in ('r', 'p') and c.relpersistence = 'p' as plain_table,
+    select c.relkind in ('r', 'p') and c.relpersistence = 'p'
+             and not exists (select from pg_partition_tree(c.oid) t join pg_class p on p.oid = t.relid and p.relpersistence <> 'p') as plain_table,
+           coalesce(pg_get_serial_sequence('outbox.events', 'id')::regclass = q.seqrelid, false) as own_sequence,
            q.seqcache, q.seqincrement, q.seqcycle,
            (select last_value - (not is_called)::int from outbox.events_id_seq) as sequence_at,
            greatest(coalesce((select max(id) from outbox.events), 0),
-                    coalesce((select max(id) from outbox.parked where outbox = any ($1)), 0)) as largest_id,
+                    coalesce((select max(newest.id) from unnest($1::text[]) as o(name) cross join lateral (
+                                select id from outbox.parked where outbox = o.name order by id desc limit 1) newest), 0)) as largest_id,
            coalesce(a.attnotnull and pg_get_expr(d.adbin, d.adrelid) = 'pg_current_xact_id()', false) as xid_default,
            exists (select from pg_index i where i.indrelid = c.oid and i.indisvalid and i.indpred is null and i.indkey[0] = a.attnum) as xid_index,
-           exists (select from pg_subscription_rel s where s.srrelid = c.oid) as subscribed,
-           exists (select from outbox.events where xid >= pg_snapshot_xmax(pg_current_snapshot())) as copied_in,
+           exists (select from pg_subscription_rel s
+                    where s.srrelid = c.oid or s.srrelid in (select relid from pg_partition_tree(c.oid))) as subscribed,
+           exists (select from (select xid from outbox.events order by xid desc limit 1) newest  -- a range would be a third of the table
+                    where xid >= pg_snapshot_xmax(pg_current_snapshot())) as copied_in,
            pg_snapshot_xmax(pg_current_snapshot())::text as next_xid,
            coalesce((select array_agg(quote_ident(r.rolname) order by r.rolname) from pg_roles r
                       where not r.rolsuper and not pg_has_role(r.oid, c.relowner, 'usage') and r.rolname !~ '^pg_'
@@ -189,6 +195,7 @@ const STANDING: &str = "
 fn read_standing(row: &PgRow) -> Result<Standing, sqlx::Error> {
     Ok(Standing {
         plain_table: row.try_get("plain_table")?,
+        own_sequence: row.try_get("own_sequence")?,
         cache: row.try_get("seqcache")?,
         increment: row.try_get("seqincrement")?,
         cycles: row.try_get("seqcycle")?,
@@ -231,6 +238,15 @@ fn judge_standing(facts: &Standing) -> Vec<Finding> {
             Severity::Refuse,
             "outbox.events must be an ordinary logged table".to_owned(),
             "alter table outbox.events set logged".to_owned(),
+        ),
+        (
+            !facts.own_sequence,
+            Severity::Refuse,
+            format!("outbox.events.id does not take its numbers from {sequence} (renamed, or another table's?)"),
+            format!(
+                "give the sequence of its identity that name, and its numbers: alter sequence … rename to …; select setval('{sequence}', {})",
+                facts.largest_id
+            ),
         ),
         (
             disordered,
@@ -305,6 +321,7 @@ mod tests {
     fn each_standing_guard_speaks_for_itself() {
         let good = Standing {
             plain_table: true,
+            own_sequence: true,
             cache: 1,
             increment: 1,
             cycles: false,
@@ -320,7 +337,8 @@ mod tests {
             monitor: true,
         };
         assert_eq!(judge_standing(&good), []);
-        let bad: [(Standing, Severity, &str); 9] = [
+        let bad: [(Standing, Severity, &str); 10] = [
+            (Standing { own_sequence: false, ..good.clone() }, Severity::Refuse, "does not take its numbers from"),
             (Standing { plain_table: false, ..good.clone() }, Severity::Refuse, "ordinary logged table"),
             (Standing { cache: 20, ..good.clone() }, Severity::Refuse, "has cache 20"),
             (Standing { largest_id: 11, ..good.clone() }, Severity::Refuse, "behind its table"),

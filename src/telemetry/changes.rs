@@ -111,6 +111,12 @@ pub fn finding(outbox: &str, message: &str, hint: Option<&str>) {
     warn!(outbox, hint, "{message}");
 }
 
+/// A topic has got more partitions, or was made again.
+pub fn partitions_changed(outbox: &str, topic: &str) {
+    let next = "keys lie in other partitions from now on: the order of a stream does not hold across the change";
+    warn!(outbox, topic, next, "topic has another number of partitions");
+}
+
 /// A stream is parked, because of this event of it.
 pub fn parked(outbox: &str, lane: &str, event: &dyn std::fmt::Display, reason: &str) {
     let next = "its stream waits, others go on; see: outboxd parked list";

@@ -475,3 +475,34 @@ async fn nothing_comes_twice_without_a_kill_under_way() {
     let verdict = checker.verdict(&[]);
     assert!(verdict.is_sound() && verdict.is_tight(), "{verdict}");
 }
+
+/// What the README says may be deleted.
+#[tokio::test]
+async fn what_every_cursor_has_settled_can_be_deleted_and_nothing_else_is() {
+    const NAME: &str = "what_every_cursor_has_settled";
+    let readme = include_str!("../../README.md");
+    let (_, delete) = readme.split_once("delete from outbox.events").unwrap();
+    let delete = format!("delete from outbox.events{}", delete.split_once(';').unwrap().0).replace("7 days", "0 days");
+    let (database, kafka) = (Database::migrated(NAME).await, Kafka::create(NAME));
+    let topic = kafka.create_topic("order", 1).await;
+    let mut owner = database.connect(Role::Owner).await;
+    let left = async || database.committed().await.len();
+
+    // nothing was ever relayed: nothing may go
+    write_numbers(&database, "order", 1..=5).await;
+    say(&mut owner, &delete).await;
+    assert_eq!(left().await, 5);
+
+    let mut relay = Relay::new(&database.url(Role::Relay), &kafka).await;
+    relay.start();
+    let mut reader = kafka.reader(&[&topic]);
+    arrive(&mut reader, 5, &relay).await;
+    stop(&mut relay).await;
+    write_numbers(&database, "order", 6..=7).await;
+    say(&mut owner, &delete).await;
+    assert_eq!(left().await, 2);
+
+    relay.start();
+    assert_eq!(values(&arrive(&mut reader, 2, &relay).await), numbers(6..=7));
+    stop(&mut relay).await;
+}

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::delivery::{arrive, stop, write_numbers};
 use crate::support::eventually::{PATIENCE, eventually};
 use crate::support::kafka::Kafka;
 use crate::support::postgres::{Database, Role};
@@ -66,4 +67,31 @@ async fn keys_land_where_java_puts_them() {
             assert_eq!(found, case["partitions"][aggregate_type].as_i64(), "{case} of {partitions}");
         }
     }
+}
+
+#[tokio::test]
+async fn more_partitions_are_noticed_and_said() {
+    const NAME: &str = "more_partitions_are_noticed";
+    let (database, kafka) = (Database::migrated(NAME).await, Kafka::create(NAME));
+    let topic = kafka.create_topic("order", 1).await;
+    let properties: toml::Table = "\"topic.metadata.refresh.interval.ms\" = \"200\"".parse().unwrap();
+    let mut relay = Relay::new(&database.url(Role::Relay), &kafka).await.set("kafka.properties", properties);
+    relay.start();
+    write_numbers(&database, "order", 1..=3).await;
+    let mut reader = kafka.reader(&[&topic]);
+    arrive(&mut reader, 3, &relay).await;
+
+    kafka.add_partitions(&topic, 6).await;
+    eventually("the log says it", PATIENCE, async || {
+        let log = relay.log();
+        if log.contains("topic has another number of partitions") { Ok(()) } else { Err(log) }
+    })
+    .await;
+    write_numbers(&database, "order", 4..=40).await;
+    eventually("the events behind it arrive", PATIENCE, async || {
+        let records: i64 = kafka.ends(&[&topic]).await.values().sum();
+        if records == 40 { Ok(()) } else { Err(format!("{records}")) }
+    })
+    .await;
+    stop(&mut relay).await;
 }

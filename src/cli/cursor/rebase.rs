@@ -15,7 +15,8 @@ use serde_json::json;
 pub(in super::super) struct Arguments {
     #[command(flatten)]
     which: Which,
-    /// Publish every event of the table again: in doubt, and for a table older than 2^32 transactions
+    /// Publish every event of the table again: in doubt, after two restores without a rebase between them, and for a table older than
+    /// 2^32 transactions
     #[arg(long)]
     all: bool,
     /// Forget into which Kafka cluster the events went: the next one that the relay reaches is theirs

@@ -108,13 +108,17 @@ async fn look(
         Some(refusal) => anyhow::Error::from(Ends { exit: Exit::Failed, message: words(refusal) }),
         None => migrate::ends(&error),
     };
+    let settings = config.outboxes.iter().find(|known| known.name.as_str() == outbox);
     let place = guards::place(session, outbox, LaneId::FIRST).await.map_err(ends)?;
     let was = place.cursor.as_ref().and_then(|row| row.kafka_cluster.clone()).unwrap_or_default();
     let role = session.server.role.clone();
     let fits = guards::judge_place(&place, outbox, &role, &was).is_ok();
     let judged = match standing {
         Some(refusal) => Err(refusal.clone()),
-        None => guards::judge_place(&place, outbox, &role, cluster.unwrap_or(&was)),
+        None => guards::judge_place(&place, outbox, &role, cluster.unwrap_or(&was)).and_then(|note| {
+            let start = settings.and_then(|known| known.start);
+            guards::may_begin(&place, outbox, start).map(|()| note)
+        }),
     };
     let backlog = match place.cursor {
         Some(_) if fits => Some(backlog::look(session, outbox, LaneId::FIRST).await.map_err(ends)?),
@@ -136,7 +140,7 @@ async fn look(
     Ok(Shown {
         outbox: outbox.to_owned(),
         lane: LaneId::FIRST.get(),
-        configured: config.outboxes.iter().any(|known| known.name.as_str() == outbox),
+        configured: settings.is_some(),
         server: here(&place),
         cursor: place.cursor.map(saved),
         verdict,

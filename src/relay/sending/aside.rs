@@ -65,13 +65,13 @@ impl Sender<'_> {
     ) -> Step {
         let Origin::Table(position) = origin else {
             self.parked.stand(&event.stream());
-            self.desk.metrics.rejected(&rejection.code);
+            self.count(event.key(), rejection);
             changes::refused_again(self.desk.outbox(), self.desk.lane(), &event.key(), &rejection.reason);
             self.refused_again.push((event.key(), event.stream(), rejection.clone()));
             return Step::Done; // it stays where it is parked
         };
         if *policy == Policy::Halt {
-            self.desk.metrics.rejected(&rejection.code);
+            self.count(event.key(), rejection);
             return self.halt_at(event, rejection, topic);
         }
         if self.parked.is_full() {
@@ -81,6 +81,13 @@ impl Sender<'_> {
         }
         let cause = Cause::Rejection { code: rejection.code.clone().into_owned(), reason: rejection.reason.clone() };
         self.park(event, position, cause)
+    }
+
+    /// Counts a rejection, unless it was counted when Kafka said it.
+    pub(super) fn count(&self, key: EventKey, rejection: &Rejection) {
+        if self.culprits.of(key).is_none() {
+            self.desk.metrics.rejected(&rejection.code);
+        }
     }
 
     pub(super) fn park(&mut self, event: &Event, position: Cursor, cause: Cause) -> Step {
@@ -140,9 +147,9 @@ impl Sender<'_> {
     /// An answer of the cluster.
     ///
     /// # Errors
-    /// The producer's batches are too large for a topic, or a topic is gone to which records are under way.
+    /// The producer's batches are too large for a topic, a topic is gone to which records are under way, or it is another cluster.
     pub fn answered(&mut self, topics: Topics, answer: Answer) -> Result<(), Trouble> {
-        match self.inquiry.finish(topics, answer) {
+        match self.inquiry.finish(topics, answer).map_err(Trouble::Refused)? {
             Some((_, Ok(topic))) if topic.limit_bytes < self.sink.tuning().batch_bytes => {
                 return Err(Trouble::BatchTooLarge(topic.limit_bytes));
             }
@@ -193,9 +200,12 @@ impl Sender<'_> {
 pub fn parked(desk: &Desk, culprits: &mut Culprits, parkings: &[Parking]) {
     desk.metrics.events_parked.inc_by(u64::try_from(parkings.len()).unwrap_or(u64::MAX));
     for Parking { key, cause, .. } in parkings {
+        let is_counted = culprits.of(*key).is_some(); // when Kafka said it
         culprits.forget(*key);
         if let Cause::Rejection { code, reason } = cause {
-            desk.metrics.rejected(code);
+            if !is_counted {
+                desk.metrics.rejected(code);
+            }
             changes::parked(desk.outbox(), desk.lane(), key, reason);
         }
     }

@@ -26,7 +26,6 @@ use crate::outbox::stream::Stream;
 use crate::routing::record::Record;
 use crate::routing::{Rejection, Router};
 use crate::sink::kafka::options::Haste;
-use crate::sink::kafka::topics::Topics;
 use crate::sink::kafka::{self, KafkaSink};
 use crate::sink::{Failure, Report, SendErrorKind, Sent, Token};
 use crate::source::Batch;
@@ -141,7 +140,7 @@ impl<'l> Sender<'l> {
         desk: &'l Desk,
         culprits: &'l mut Culprits,
         sink: KafkaSink,
-        topics: Topics,
+        inquiry: Inquiry,
         ledger: Ledger,
         parked: Parked,
         careful_events: usize,
@@ -151,7 +150,7 @@ impl<'l> Sender<'l> {
             desk,
             culprits,
             sink,
-            inquiry: Inquiry::new(topics),
+            inquiry,
             ledger,
             parked,
             standing: None,
@@ -224,12 +223,15 @@ impl<'l> Sender<'l> {
         self.parked.next().is_some_and(fits) && !self.has_begun_batch()
     }
 
+    /// A large parked event waits until the ledger is empty, not for as long as small ones take each place that is free.
     fn can_send_batch(&self, flushed: Option<Lsn>) -> bool {
-        self.current.as_ref().filter(|current| current.is_durable(flushed)).is_some_and(|current| {
-            let switches = self.sink.should_switch(current.haste) && self.ledger.open_events() > 0;
-            let may_go = |event: &Event| !switches && self.has_room(event);
-            current.begun.is_some() || current.events.as_slice().first().is_none_or(may_go)
-        })
+        let is_wanted_for = |parked: &Event| !self.has_begun_batch() && !self.has_room(parked);
+        !self.parked.next().is_some_and(is_wanted_for)
+            && self.current.as_ref().filter(|current| current.is_durable(flushed)).is_some_and(|current| {
+                let switches = self.sink.should_switch(current.haste) && self.ledger.open_events() > 0;
+                let may_go = |event: &Event| !switches && self.has_room(event);
+                current.begun.is_some() || current.events.as_slice().first().is_none_or(may_go)
+            })
     }
 
     /// An event whose first records are queued goes before any other.
@@ -310,8 +312,8 @@ impl<'l> Sender<'l> {
         let router = self.router;
         let rejection; // outlives the record that tells of it
         let mut records = Vec::with_capacity(1);
-        let form = match self.plan(event, &mut records) {
-            Plan::Send => Form::Records,
+        match self.plan(event, &mut records) {
+            Plan::Send => {}
             Plan::Learn(topic) => return Ok(self.learn(topic)),
             Plan::Reject(why, topic) => {
                 rejection = why;
@@ -325,7 +327,14 @@ impl<'l> Sender<'l> {
                     policy => return Ok(self.set_aside(event, origin, &rejection, policy, topic)),
                 }
                 match self.check(&records) {
-                    Plan::Send => Form::DeadLetter,
+                    Plan::Send => {
+                        let step = self.queue(event, origin, &records, Form::DeadLetter, begun)?;
+                        if matches!(step, Step::Done) {
+                            self.count(event.key(), &rejection);
+                            changes::dead_lettered(self.desk.outbox(), self.desk.lane(), &event.key());
+                        }
+                        return Ok(step);
+                    }
                     Plan::Learn(topic) => return Ok(self.learn(topic)),
                     Plan::Reject(why, _) => {
                         let both = Rejection { reason: format!("{}; dead letter: {why}", rejection.reason), ..why };
@@ -333,9 +342,9 @@ impl<'l> Sender<'l> {
                     }
                 }
             }
-        };
+        }
         self.failed_tries = 0;
-        self.queue(event, origin, &records, form, begun)
+        self.queue(event, origin, &records, Form::Records, begun)
     }
 
     /// What to do with an event, as far as can be known before it is sent. Makes its records.
@@ -432,9 +441,6 @@ impl<'l> Sender<'l> {
                     return Err(Trouble::Send(self.sink.explain(error)));
                 }
             }
-        }
-        if form == Form::DeadLetter {
-            changes::dead_lettered(self.desk.outbox(), self.desk.lane(), &key);
         }
         self.ledger.advance(); // a parked event that a route now leaves out has no records
         Ok(Step::Done)

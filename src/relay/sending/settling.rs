@@ -6,6 +6,7 @@ use crate::relay::ledger::{Ledger, Progress};
 use crate::relay::verdict::Trouble;
 use crate::sink::kafka::options::Care;
 use crate::sink::{Failure, Report, SendError, SendErrorKind};
+use crate::telemetry::changes;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -43,7 +44,8 @@ impl<'l> Sender<'l> {
         self.is_careful() && self.careful_left == 0 && self.ledger.open_events() == 0
     }
 
-    pub(super) fn is_careful(&self) -> bool {
+    /// Whether records travel alone, because one of them was refused.
+    pub fn is_careful(&self) -> bool {
         self.sink.tuning().care == Care::Alone
     }
 
@@ -65,6 +67,11 @@ impl<'l> Sender<'l> {
                 }
                 Report::Broken(error) => drop(cause.get_or_insert(*error)),
                 Report::Away(reason) => self.inquiry.gone(*reason),
+                Report::Changed(topic) => {
+                    changes::partitions_changed(self.desk.outbox(), &topic);
+                    self.inquiry.changed(topic);
+                    self.warmth.cool();
+                }
             }
         }
         if delivered > 0 {
@@ -116,9 +123,12 @@ impl<'l> Sender<'l> {
         let Self { mut ledger, sink, mut failures, culprits, desk, .. } = self;
         for report in sink.close(patience).await {
             match report {
-                Report::Delivered(token) => drop(ledger.settled(token)),
+                Report::Delivered(token) => {
+                    desk.metrics.records_delivered.inc();
+                    ledger.settled(token);
+                }
                 Report::Failed(failure) => failures.push(*failure),
-                Report::Broken(_) | Report::Away(_) => {}
+                Report::Broken(_) | Report::Away(_) | Report::Changed(_) => {}
             }
         }
         let mut found_culprits = false;
@@ -130,8 +140,8 @@ impl<'l> Sender<'l> {
             }
         }
         let is_suspect = |failure: &&Failure| failure.error.kind == SendErrorKind::Rejection;
-        let places = failures.iter().filter(is_suspect).filter_map(|failure| ledger.place(failure.token));
-        let suspects = places.max().map_or(ledger.open_events(), |last| last.saturating_add(1));
+        let tokens = failures.iter().filter(is_suspect).map(|failure| failure.token);
+        let suspects = ledger.events_up_to(tokens).unwrap_or_else(|| ledger.open_events());
         ledger.advance();
         Remains { ledger, culprits, suspects, found_culprits }
     }

@@ -20,6 +20,7 @@ use rdkafka::producer::{BaseRecord, Producer, PurgeConfig};
 use report::Reports;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 /// Sends records with one idempotent producer at a time: one for events that come as they are written, one for a backlog.
@@ -184,21 +185,26 @@ impl KafkaSink {
     }
 
     /// Ends the producer: takes what is queued back, waits up to `patience` for what is under way, and returns the last reports.
+    /// That its threads end is not awaited: they may be looking for an address that no server tells.
     pub async fn close(self, patience: Duration) -> Vec<Report> {
         let Self { soon, bulk, reports, .. } = self;
         let deadline = Instant::now().checked_add(patience);
+        let (all_reported, reported) = oneshot::channel();
         let joined = tokio::task::spawn_blocking(move || {
-            for producer in std::iter::once(soon).chain(bulk) {
+            let mut producers: Vec<Polled> = std::iter::once(soon).chain(bulk).collect();
+            for producer in &mut producers {
                 producer.purge(PurgeConfig::default().queue());
                 let rest = deadline.map_or(patience, |deadline| deadline.saturating_duration_since(Instant::now()));
                 if producer.flush(rest).is_err() {
                     producer.purge(PurgeConfig::default().queue().inflight());
                     drop(producer.flush(PURGING)); // waits for the reports of what was purged
                 }
-                drop(producer); // joins its thread, which has then made every report
+                producer.end();
             }
+            all_reported.send(()).ok(); // before they are dropped
         });
-        if let Err(broken) = joined.await
+        if reported.await.is_err()
+            && let Err(broken) = joined.await
             && let Ok(payload) = broken.try_into_panic()
         {
             std::panic::resume_unwind(payload);

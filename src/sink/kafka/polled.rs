@@ -27,7 +27,7 @@ const HURRY: Duration = Duration::from_micros(5_050);
 /// With nothing under way: librdkafka has an error to tell now and then.
 const IDLE: Duration = Duration::from_millis(100);
 
-/// See the module. When it is dropped, its thread has made every report that librdkafka had.
+/// See the module.
 pub struct Polled {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -74,6 +74,15 @@ impl Polled {
     pub fn hurry(&self) {
         if !self.shared.is_hurried.swap(true, Ordering::SeqCst) {
             self.wake();
+        }
+    }
+
+    /// Ends its thread, which has then made every report that librdkafka had.
+    pub fn end(&mut self) {
+        self.shared.is_over.store(true, Ordering::SeqCst);
+        self.wake();
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join()); // a panic on it was reported when it happened
         }
     }
 
@@ -131,10 +140,6 @@ impl Deref for Polled {
 
 impl Drop for Polled {
     fn drop(&mut self) {
-        self.shared.is_over.store(true, Ordering::SeqCst);
-        self.wake();
-        if let Some(thread) = self.thread.take() {
-            drop(thread.join()); // a panic on it was reported when it happened
-        }
+        self.end();
     }
 }

@@ -109,6 +109,9 @@ impl ProducerContext<NoCustomPartitioner> for Context {
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         let _alarm = Alarm::over(&self.reports);
+        if let Some(topic) = changed_topic(facility, message) {
+            self.reports.push(Report::Changed(topic.to_owned()));
+        }
         log(level, facility, message);
     }
 
@@ -129,6 +132,12 @@ impl ClientContext for Context {
     }
 }
 
+/// The topic whose number of partitions is another one now. librdkafka tells it by a line of its log only (`rdkafka_topic.c`).
+fn changed_topic<'m>(facility: &str, message: &'m str) -> Option<&'m str> {
+    let (_, rest) = message.split_once("Topic ").filter(|_| facility == "PARTCNT")?;
+    rest.split_once(" partition count changed from ").map(|(topic, _)| topic)
+}
+
 /// librdkafka's own lines. They repeat with each try to connect, so all but the gravest are for `debug`; the lane says once what they mean.
 pub fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
     match level {
@@ -136,5 +145,18 @@ pub fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
             tracing::warn!(target: "librdkafka", facility, "{message}");
         }
         _ => tracing::debug!(target: "librdkafka", facility, "{message}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_with_other_partitions_is_found_in_the_line_that_tells_of_it() {
+        let line = "[thrd:main]: Topic shop.order partition count changed from 3 to 6";
+        assert_eq!(changed_topic("PARTCNT", line), Some("shop.order"));
+        assert_eq!(changed_topic("METADATA", line), None);
+        assert_eq!(changed_topic("PARTCNT", "[thrd:main]: something else"), None);
     }
 }

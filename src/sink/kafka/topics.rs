@@ -13,6 +13,7 @@ use rdkafka::producer::{BaseProducer, NoCustomPartitioner, Producer, ProducerCon
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 /// Kafka's default for `max.message.bytes`; assumed where we may not ask.
@@ -49,11 +50,25 @@ pub struct Topic {
 
 /// Asks the cluster about itself and its topics.
 pub struct Topics {
-    /// For metadata: a producer's queue can be polled for what is behind a silence, an admin client's cannot.
-    asker: Arc<BaseProducer<Quiet>>,
-    admin: AdminClient<Quiet>,
+    /// `None` while it is dropped.
+    clients: Option<Arc<Clients>>,
     create: Option<CreateTopics>,
     known: HashMap<String, Topic>,
+}
+
+struct Clients {
+    /// For metadata: a producer's queue can be polled for what is behind a silence, an admin client's cannot.
+    asker: BaseProducer<Quiet>,
+    admin: AdminClient<Quiet>,
+}
+
+/// To end a client is to wait for its threads, which may be looking for an address that no server tells: not on a thread of ours.
+impl Drop for Topics {
+    fn drop(&mut self) {
+        if let (Some(clients), Ok(runtime)) = (self.clients.take(), Handle::try_current()) {
+            runtime.spawn_blocking(move || drop(clients));
+        }
+    }
 }
 
 impl std::fmt::Debug for Topics {
@@ -124,7 +139,12 @@ impl Topics {
         let refused = |failure| error::describe("kafka.properties", &failure);
         let asker = properties.create_with_context(Quiet::default()).map_err(refused)?;
         let admin = properties.create_with_context(Quiet::default()).map_err(refused)?;
-        Ok(Self { asker: Arc::new(asker), admin, create: config.create_topics, known: HashMap::new() })
+        let clients = Some(Arc::new(Clients { asker, admin }));
+        Ok(Self { clients, create: config.create_topics, known: HashMap::new() })
+    }
+
+    fn clients(&self) -> Result<Arc<Clients>, SendError> {
+        self.clients.clone().ok_or_else(|| away("the client ends"))
     }
 
     /// The id of the cluster: events that went into another one never were in this.
@@ -132,10 +152,10 @@ impl Topics {
     /// # Errors
     /// No broker answers.
     pub async fn cluster(&self) -> Result<String, SendError> {
-        let asker = Arc::clone(&self.asker);
+        let clients = self.clients()?;
         let question = move || {
-            metadata(&asker, "kafka", None)?; // tells why, where the call below only says no
-            Ok(asker.client().fetch_cluster_id(ANSWER_TIMEOUT))
+            metadata(&clients.asker, "kafka", None)?; // tells why, where the call below only says no
+            Ok(clients.asker.client().fetch_cluster_id(ANSWER_TIMEOUT))
         };
         blocking(question).await?.ok_or_else(|| away("the cluster does not say its id"))
     }
@@ -166,11 +186,11 @@ impl Topics {
     }
 
     async fn partitions(&self, topic: &str) -> Result<usize, SendError> {
-        let (asker, name) = (Arc::clone(&self.asker), topic.to_owned());
+        let (clients, name) = (self.clients()?, topic.to_owned());
         blocking(move || {
             let about = format!("topic {name}");
             let refused = |code| error::describe(&about, &KafkaError::MetadataFetch(code));
-            let metadata = metadata(&asker, &about, Some(&name))?;
+            let metadata = metadata(&clients.asker, &about, Some(&name))?;
             let Some(found) = metadata.topics().iter().find(|found| found.name() == name) else {
                 return Err(refused(RDKafkaErrorCode::UnknownTopic));
             };
@@ -190,11 +210,13 @@ impl Topics {
             "making topic {topic} with {} partitions and replication {}",
             create.partitions, create.replication
         );
+        let clients = self.clients()?;
         let results =
-            self.admin.create_topics([&new], &options).await.map_err(|failure| error::describe(&about, &failure))?;
+            clients.admin.create_topics([&new], &options).await.map_err(|failure| error::describe(&about, &failure))?;
         for result in results {
             match result {
-                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Ok(_) => {}
+                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => return self.partitions(topic).await, // somebody else was faster
                 Err((_, code)) => {
                     let refused = error::describe(&about, &KafkaError::AdminOp(code));
                     let hint = Some(
@@ -233,7 +255,8 @@ impl Topics {
 
     async fn ask_limits(&self, topic: &str) -> Result<Topic, RDKafkaErrorCode> {
         let options = AdminOptions::new().request_timeout(Some(ANSWER_TIMEOUT));
-        let asked = self.admin.describe_configs([&ResourceSpecifier::Topic(topic)], &options).await;
+        let clients = self.clients().map_err(|_| RDKafkaErrorCode::Fail)?;
+        let asked = clients.admin.describe_configs([&ResourceSpecifier::Topic(topic)], &options).await;
         let unknown = |failure: KafkaError| failure.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
         let found = asked.map_err(unknown)?.pop().ok_or(RDKafkaErrorCode::Fail)??;
         let value = |name: &str| found.get(name).and_then(|entry| entry.value.clone());

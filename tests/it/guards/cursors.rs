@@ -126,6 +126,10 @@ async fn a_renamed_outbox_does_not_publish_everything_again_unless_told() {
     refuses(&renamed, message, Some(hint)).await;
     assert_eq!(scene.published().await, 5);
     renamed.kill().await;
+    for command in [&["check"][..], &["cursor", "show"]] {
+        let output = renamed.command(command).await;
+        assert!(output.stdout.contains(message) && output.stdout.contains(hint), "{command:?}: {output}");
+    }
 
     // when told to begin now, it publishes what comes
     renamed = renamed.set("outbox", outbox(&scene, "renamed", Some("latest")));

@@ -121,6 +121,47 @@ async fn a_sequence_behind_its_table_is_refused_until_the_hint_is_run() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_takes_its_numbers_from_another_sequence_is_refused_until_that_has_the_name() {
+    let mut scene = Scene::new("a_table_that_takes_its_numbers").await;
+    scene.publish_and_end(5).await;
+
+    // given the table made anew beside the old one, as one does to partition it: its identity has a sequence of its own
+    scene
+        .owner(
+            "alter table outbox.events rename to events_before;
+             create table outbox.events (like outbox.events_before including all);
+             grant select, delete on outbox.events to outbox_relay;
+             grant insert (aggregate_type, aggregate_id, event_type, payload) on outbox.events to outbox_writer",
+        )
+        .await;
+    let message = "outbox.events.id does not take its numbers from outbox.events_id_seq (renamed, or another table's?)";
+    let hint = "give the sequence of its identity that name, and its numbers: alter sequence … rename to …; select setval('outbox.events_id_seq', 0)";
+    scene.relay.start();
+    scene.refuses(message, Some(hint)).await;
+    scene.check_says("error", message, Some(hint)).await;
+    scene.relay.kill().await;
+
+    // when it has the name and goes on with the numbers, so does the relay
+    scene
+        .owner(
+            "drop table outbox.events_before;
+             alter sequence outbox.events_id_seq1 rename to events_id_seq;
+             select setval('outbox.events_id_seq', 5);
+             grant select on sequence outbox.events_id_seq to outbox_relay",
+        )
+        .await;
+    scene.check_says_nothing().await;
+    scene.write(2).await;
+    scene.relay.start();
+    eventually("the new events are published", PATIENCE, async || {
+        let published = scene.published().await;
+        if published == 7 { Ok(()) } else { Err(format!("{published} of 7")) }
+    })
+    .await;
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_that_a_subscription_fills_is_refused() {
     let mut scene = Scene::new("a_table_that_a_subscription_fills").await;
     scene.publish_and_end(3).await;

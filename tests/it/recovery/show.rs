@@ -44,6 +44,8 @@ async fn a_cursor_is_shown_before_its_first_start_at_work_and_at_rest() {
         .await;
     scene.owner("update outbox.cursors set s = s").await;
     text(&scene, &["was not written here", "run: outboxd cursor rebase", "not known"]).await;
+    let status = scene.relay.command(&["status"]).await;
+    assert!(status.stdout.contains("was not written here") && !status.stdout.contains("lag"), "{status}");
     scene.relay = scene.relay.set("kafka.brokers", "127.0.0.1:9");
     let output = scene.relay.command(&["cursor", "show"]).await;
     assert!(output.code == 0 && output.stderr.contains("is not compared"), "{output}");

@@ -49,5 +49,9 @@ async fn an_event_goes_to_the_dead_letter_topic_with_the_reason_and_its_stream_g
     assert!(found[0]["reason"].as_str().unwrap().contains("dead letter"), "{found:?}");
     let counted = metric(&relay, "outboxd_events_dead_lettered_total{outbox=\"default\",lane=\"0\"}").await;
     assert_eq!(counted, Some(2.0));
+    for (code, times) in [("no_route", 1.0), ("too_large", 2.0)] {
+        let name = format!("outboxd_rejections_total{{outbox=\"default\",lane=\"0\",reason=\"{code}\"}}");
+        assert_eq!(metric(&relay, &name).await, Some(times), "{code}");
+    }
     stop(&mut relay).await;
 }

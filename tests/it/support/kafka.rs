@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
@@ -84,6 +84,15 @@ impl Kafka {
         })
         .await;
         name
+    }
+
+    /// Gives a topic more partitions.
+    pub(crate) async fn add_partitions(&self, topic: &str, to: usize) {
+        let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
+        let options = AdminOptions::new().operation_timeout(Some(ANSWER)).request_timeout(Some(ANSWER));
+        let more = [NewPartitions::new(topic, to)];
+        let made = admin.create_partitions(&more, &options).await.unwrap();
+        made.into_iter().next().unwrap().unwrap_or_else(|(topic, code)| panic!("topic {topic}: {code}"));
     }
 
     /// Deletes a topic and waits until the broker takes no record for it any more. It says that it does not know the topic
