@@ -64,6 +64,7 @@ impl Monitor {
                 self.holders(&mut session, said).await?;
             } else {
                 self.desk.look(None); // what forbids to read may forbid to look
+                self.desk.note(|status| status.open_transactions.clear());
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
