@@ -108,7 +108,7 @@ impl Inquiry {
         if self.away.is_none() || self.probe_at > now {
             return;
         }
-        let Some(topics) = self.topics.take() else { return };
+        let Some(mut topics) = self.topics.take() else { return };
         self.asking = Some(Box::pin(async move {
             let back = topics.cluster().await;
             (topics, Answer::Back(back))

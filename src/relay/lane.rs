@@ -195,7 +195,7 @@ impl Lane {
             return Err(Trouble::Refused(refusal));
         }
         self.desk.beat();
-        let topics = Topics::new(&self.config.kafka, self.terms.socket_timeout).map_err(Trouble::Send)?;
+        let mut topics = Topics::new(&self.config.kafka, self.terms.socket_timeout).map_err(Trouble::Send)?;
         let cluster = topics.cluster().await.map_err(Trouble::Send)?;
         self.desk.beat();
         let (_, note) = self.pass_guards(&mut writer, &cluster).await?;

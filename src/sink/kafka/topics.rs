@@ -3,13 +3,13 @@
 use super::{error, options, report};
 use crate::config::kafka::{CreateTopics, Kafka};
 use crate::sink::{SendError, SendErrorKind};
-use rdkafka::ClientContext;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::metadata::Metadata;
 use rdkafka::producer::{BaseProducer, NoCustomPartitioner, Producer, ProducerContext};
+use rdkafka::{ClientConfig, ClientContext};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -50,8 +50,9 @@ pub struct Topic {
 
 /// Asks the cluster about itself and its topics.
 pub struct Topics {
-    /// `None` while it is dropped.
+    /// `None` while it is dropped, and after a failure: one that has seen its last broker go does not always find it again when it is back.
     clients: Option<Arc<Clients>>,
+    properties: ClientConfig,
     create: Option<CreateTopics>,
     known: HashMap<String, Topic>,
 }
@@ -62,9 +63,24 @@ struct Clients {
     admin: AdminClient<Quiet>,
 }
 
+impl Clients {
+    fn new(properties: &ClientConfig) -> Result<Self, SendError> {
+        let refused = |failure| error::describe("kafka.properties", &failure);
+        let asker = properties.create_with_context(Quiet::default()).map_err(refused)?;
+        let admin = properties.create_with_context(Quiet::default()).map_err(refused)?;
+        Ok(Self { asker, admin })
+    }
+}
+
 /// To end a client is to wait for its threads, which may be looking for an address that no server tells: not on a thread of ours.
 impl Drop for Topics {
     fn drop(&mut self) {
+        self.end_clients();
+    }
+}
+
+impl Topics {
+    fn end_clients(&mut self) {
         if let (Some(clients), Ok(runtime)) = (self.clients.take(), Handle::try_current()) {
             runtime.spawn_blocking(move || drop(clients));
         }
@@ -136,22 +152,36 @@ impl Topics {
     /// A property that librdkafka does not take.
     pub fn new(config: &Kafka, socket_timeout: Duration) -> Result<Self, SendError> {
         let properties = options::client(config, socket_timeout);
-        let refused = |failure| error::describe("kafka.properties", &failure);
-        let asker = properties.create_with_context(Quiet::default()).map_err(refused)?;
-        let admin = properties.create_with_context(Quiet::default()).map_err(refused)?;
-        let clients = Some(Arc::new(Clients { asker, admin }));
-        Ok(Self { clients, create: config.create_topics, known: HashMap::new() })
+        let clients = Some(Arc::new(Clients::new(&properties)?));
+        Ok(Self { clients, properties, create: config.create_topics, known: HashMap::new() })
     }
 
     fn clients(&self) -> Result<Arc<Clients>, SendError> {
         self.clients.clone().ok_or_else(|| away("the client ends"))
     }
 
+    /// Those for the next question.
+    fn renew_clients(&mut self) -> Result<(), SendError> {
+        if self.clients.is_none() {
+            self.clients = Some(Arc::new(Clients::new(&self.properties)?));
+        }
+        Ok(())
+    }
+
     /// The id of the cluster: events that went into another one never were in this.
     ///
     /// # Errors
     /// No broker answers.
-    pub async fn cluster(&self) -> Result<String, SendError> {
+    pub async fn cluster(&mut self) -> Result<String, SendError> {
+        self.renew_clients()?;
+        let answer = self.ask_cluster().await;
+        if answer.is_err() {
+            self.end_clients();
+        }
+        answer
+    }
+
+    async fn ask_cluster(&self) -> Result<String, SendError> {
         let clients = self.clients()?;
         let question = move || {
             metadata(&clients.asker, "kafka", None)?; // tells why, where the call below only says no
@@ -175,6 +205,15 @@ impl Topics {
     /// # Errors
     /// It does not exist, may not be seen, or could not be made.
     pub async fn learn(&mut self, topic: &str) -> Result<Topic, SendError> {
+        self.renew_clients()?;
+        let answer = self.ask_topic(topic).await;
+        if answer.is_err() {
+            self.end_clients();
+        }
+        answer
+    }
+
+    async fn ask_topic(&mut self, topic: &str) -> Result<Topic, SendError> {
         let partitions = match self.partitions(topic).await {
             Err(missing) if is_missing(&missing) && self.create.is_some() => self.make(topic).await?,
             other => other?,
