@@ -43,6 +43,15 @@ pub(super) enum Command {
     },
 }
 
+/// What is decided about a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Concerns {
+    /// What becomes of its first event.
+    First(Decision),
+    /// All that is parked of it is given up.
+    All,
+}
+
 #[derive(Debug, Args)]
 pub(super) struct Chosen {
     /// Streams whose first parked events have these uuids
@@ -72,10 +81,10 @@ pub(super) fn run(command: &Command, config: &Config, format: Format) -> anyhow:
         match command {
             Command::List { chosen, limit } => list(config, chosen, *limit, format).await,
             Command::Show { event } => show(config, *event).await,
-            Command::Retry { chosen } => decide(config, chosen, Decision::Retry).await,
+            Command::Retry { chosen } => decide(config, chosen, Concerns::First(Decision::Retry)).await,
             Command::Discard { chosen, with_followers, yes } => {
-                let decision = if *with_followers { Decision::DiscardAll } else { Decision::Discard };
-                if *yes { decide(config, chosen, decision).await } else { ask(config, chosen, decision).await }
+                let concerns = if *with_followers { Concerns::All } else { Concerns::First(Decision::Discard) };
+                if *yes { decide(config, chosen, concerns).await } else { ask(config, chosen, concerns).await }
             }
         }
     })
@@ -130,21 +139,18 @@ async fn show(config: &Config, event: Uuid) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-async fn decide(config: &Config, chosen: &Chosen, decision: Decision) -> anyhow::Result<Exit> {
+async fn decide(config: &Config, chosen: &Chosen, concerns: Concerns) -> anyhow::Result<Exit> {
     let heads = meant(config, chosen).await?;
-    let mut session = connect(config, Purpose::Observe).await?;
+    let mut session = connect(config, Purpose::Read).await?; // whose settings leave the statements one plan each
     let decided_by = who(&session);
     let mut events = 0_u64;
-    for some in heads.chunks(1_000) {
-        let done = decisions::decide(&mut session, some, decision, &decided_by)
-            .await
-            .map_err(|error| migrate::ends(&error))?;
-        events = events.saturating_add(done);
+    if let Err(error) = record(&mut session, &heads, concerns, &decided_by, &mut events).await {
+        if events > 0 {
+            output::note(&format!("{} will be; to go on, say it again", output::counted(events, "event")));
+        }
+        return Err(migrate::ends(&error));
     }
-    let what = match decision {
-        Decision::Retry => "sent again",
-        Decision::Discard | Decision::DiscardAll => "given up",
-    };
+    let what = if concerns == Concerns::First(Decision::Retry) { "sent again" } else { "given up" };
     output::note(&format!(
         "{} of {} will be {what}",
         output::counted(events, "event"),
@@ -161,14 +167,38 @@ async fn decide(config: &Config, chosen: &Chosen, decision: Decision) -> anyhow:
     Ok(Exit::Done)
 }
 
+/// Counts into `events` those about which it is decided, also before an error.
+async fn record(
+    session: &mut Session,
+    heads: &[Standing],
+    concerns: Concerns,
+    decided_by: &str,
+    events: &mut u64,
+) -> Result<(), DbError> {
+    match concerns {
+        Concerns::First(decision) => {
+            for some in heads.chunks(1_000) {
+                let done = decisions::decide(session, some, decision, decided_by).await?;
+                *events = events.saturating_add(done);
+            }
+        }
+        Concerns::All => {
+            for head in heads {
+                decisions::give_up(session, head, decided_by, events).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Says what `--yes` would do.
-async fn ask(config: &Config, chosen: &Chosen, decision: Decision) -> anyhow::Result<Exit> {
+async fn ask(config: &Config, chosen: &Chosen, concerns: Concerns) -> anyhow::Result<Exit> {
     let heads = meant(config, chosen).await?;
-    let events: i64 = match decision {
-        Decision::DiscardAll => heads.iter().map(|head| head.events).sum(),
-        _ => i64::try_from(heads.len())?,
+    let events: i64 = match concerns {
+        Concerns::All => heads.iter().map(|head| head.events).sum(),
+        Concerns::First(_) => i64::try_from(heads.len())?,
     };
-    let is_capped = decision == Decision::DiscardAll && heads.iter().any(|head| head.events >= CAP);
+    let is_capped = concerns == Concerns::All && heads.iter().any(|head| head.events >= CAP);
     let message = format!(
         "{}{} of {} would be given up: consumers would never see them. Nothing was done\nhint: say --yes",
         if is_capped { "at least " } else { "" },

@@ -138,41 +138,30 @@ pub enum Decision {
     Retry,
     /// It is kept and never sent; the others behind it are sent.
     Discard,
-    /// All that is parked of the stream now is kept and never sent.
-    DiscardAll,
 }
 
 impl Decision {
     fn word(self) -> &'static str {
         match self {
             Self::Retry => "retry",
-            Self::Discard | Self::DiscardAll => "discard",
+            Self::Discard => "discard",
         }
     }
 }
 
-/// The last ones first: as long as the head is undecided, nothing moves.
+// What is first, and last, is looked up by a subquery with a limit: a join without statistics looks at each row for each other.
+
 const DECIDE: &str = "
-    update outbox.parked set decision = $4, decided_by = $5
-     where ctid = any (array(  -- locked, so they stay where they are
-       select q.ctid
-         from unnest($1::text[], $2::bigint[], $3::uuid[]) as chosen(outbox, id, event_id)
-         join outbox.parked head using (outbox, id, event_id)
-         join outbox.parked q on q.outbox = head.outbox and q.lane = head.lane
-                             and q.aggregate_type = head.aggregate_type and q.aggregate_id = head.aggregate_id
-        where head.settled_at is null and q.settled_at is null
-          and case when $6 then q.decision is distinct from $4 else q.place = head.place end
-          and not exists (  -- it is still the first
-            select from outbox.parked r
-             where r.outbox = head.outbox and r.lane = head.lane and r.aggregate_type = head.aggregate_type and r.aggregate_id = head.aggregate_id
-               and r.settled_at is null and r.place < head.place)
-        order by q.place desc limit $7 for update of q))";
+    update outbox.parked head set decision = $4, decided_by = $5
+      from unnest($1::text[], $2::bigint[], $3::uuid[]) as chosen(outbox, id, event_id)
+     where head.outbox = chosen.outbox and head.id = chosen.id and head.event_id = chosen.event_id and head.settled_at is null
+       and head.place = (
+         select place from outbox.parked r
+          where r.outbox = head.outbox and r.lane = head.lane and r.aggregate_type = head.aggregate_type and r.aggregate_id = head.aggregate_id
+            and r.settled_at is null
+          order by r.outbox, r.lane, r.aggregate_type, r.aggregate_id, r.place limit 1)";
 
-/// Rows that one statement changes, so that it ends in time and holds no other up for long.
-const AT_ONCE: u16 = 10_000;
-
-/// Records a decision about the first events of streams; those that are no longer first are left out. Returns the events that it concerns:
-/// with [`Decision::DiscardAll`] those about which it was not yet decided so.
+/// Records a decision about the first events of streams; those that are no longer first are left out. Returns how many events it concerns.
 ///
 /// # Errors
 /// Those of the server.
@@ -184,21 +173,82 @@ pub async fn decide(
 ) -> Result<u64, DbError> {
     let outboxes: Vec<&str> = heads.iter().map(|head| head.outbox.as_str()).collect();
     let (ids, event_ids): (Vec<i64>, Vec<Uuid>) = heads.iter().map(|head| (head.id, head.event_id)).unzip();
-    let mut events = 0_u64;
-    loop {
-        let statement = sqlx::query(DECIDE)
-            .bind(&outboxes)
-            .bind(&ids)
-            .bind(&event_ids)
-            .bind(decision.word())
+    let statement = sqlx::query(DECIDE)
+        .bind(outboxes)
+        .bind(ids)
+        .bind(event_ids)
+        .bind(decision.word())
+        .bind(decided_by)
+        .execute(&mut session.connection);
+    Ok(statement.await.map_err(DbError::during(DECIDING))?.rows_affected())
+}
+
+const DECIDING: &str = "recording a decision about parked events";
+
+/// The last place of a stream, if the event is still its first.
+const LAST_PLACE: &str = "
+    select (
+      select place from outbox.parked
+       where outbox = $1 and lane = $2 and aggregate_type = $3 and aggregate_id = $4 and settled_at is null
+       order by outbox desc, lane desc, aggregate_type desc, aggregate_id desc, place desc limit 1)
+     where ($5, $6) = (
+      select id, event_id from outbox.parked
+       where outbox = $1 and lane = $2 and aggregate_type = $3 and aggregate_id = $4 and settled_at is null
+       order by outbox, lane, aggregate_type, aggregate_id, place limit 1)";
+
+/// The last ones first: as long as the head is undecided, nothing moves. A row that somebody has changed since the statement began is locked
+/// where it is now, and not found there by its snapshot: it is picked, and left for another round.
+const GIVE_UP: &str = "
+    with picked as (
+      select ctid, place from outbox.parked
+       where outbox = $1 and lane = $2 and aggregate_type = $3 and aggregate_id = $4 and settled_at is null and place <= $5
+         and decision is distinct from 'discard'
+       order by outbox desc, lane desc, aggregate_type desc, aggregate_id desc, place desc limit $6 for update),
+    given_up as (
+      update outbox.parked set decision = 'discard', decided_by = $7
+       where ctid = any (array(select ctid from picked))  
+      returning 1)
+    select (select min(place) from picked), (select count(*) from picked), (select count(*) from given_up)";
+
+/// Rows that one statement changes, so that it ends in time and holds no other up for long.
+const AT_ONCE: i64 = 10_000;
+
+/// Gives up all that is parked of a stream now, if it still begins with this event. Counts into `events` those about which it was not
+/// yet decided so, also before an error.
+///
+/// # Errors
+/// Those of the server. The last ones of the stream may be given up already; nothing else has happened.
+pub async fn give_up(
+    session: &mut Session,
+    head: &Standing,
+    decided_by: &str,
+    events: &mut u64,
+) -> Result<(), DbError> {
+    let last = sqlx::query_scalar(LAST_PLACE)
+        .bind(&head.outbox)
+        .bind(head.lane)
+        .bind(&head.aggregate_type)
+        .bind(&head.aggregate_id)
+        .bind(head.id)
+        .bind(head.event_id)
+        .fetch_optional(&mut session.connection);
+    let mut last: Option<i64> = last.await.map_err(DbError::during(DECIDING))?;
+    while let Some(place) = last {
+        let (first, picked, given_up): (Option<i64>, i64, i64) = sqlx::query_as(GIVE_UP)
+            .bind(&head.outbox)
+            .bind(head.lane)
+            .bind(&head.aggregate_type)
+            .bind(&head.aggregate_id)
+            .bind(place)
+            .bind(AT_ONCE)
             .bind(decided_by)
-            .bind(decision == Decision::DiscardAll)
-            .bind(i32::from(AT_ONCE));
-        let done = statement.execute(&mut session.connection).await;
-        let changed = done.map_err(DbError::during("recording a decision about parked events"))?.rows_affected();
-        events = events.saturating_add(changed);
-        if changed < u64::from(AT_ONCE) {
-            return Ok(events);
+            .fetch_one(&mut session.connection)
+            .await
+            .map_err(DbError::during(DECIDING))?;
+        *events = events.saturating_add(u64::try_from(given_up).unwrap_or_default());
+        if given_up == picked {
+            last = first.map(|first| first.saturating_sub(1));
         }
     }
+    Ok(())
 }

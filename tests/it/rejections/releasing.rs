@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use outboxd::config::outbox::Start;
 use outboxd::config::secret::Secret;
-use outboxd::db::{Purpose, Session, connect};
+use outboxd::db::{DbErrorKind, Purpose, Session, connect};
 use outboxd::outbox::cursor::Cursor;
 use outboxd::outbox::lane::LaneId;
 use outboxd::outbox::stream::Stream;
 use outboxd::store::cursor::{Acquired, Claim, Lease, Saved, acquire, begin, save};
+use outboxd::store::decisions::{Filter, give_up, list};
 use outboxd::store::parked::{Extent, decided, fetch};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -127,6 +128,48 @@ async fn of_however_many_discarded_events_every_stream_is_told_a_part_at_a_time(
     let rest = decided(&mut writer, &lease).await.unwrap();
     told.extend(rest.into_iter().map(|(stream, given_up)| (stream.aggregate_id, given_up)));
     assert_eq!(told, (1..=12_000).map(|n: i32| (n.to_string(), true)).collect());
+}
+
+/// The last ones first, a part at a time. Rows that somebody else changes meanwhile are not passed over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_long_stream_all_is_given_up_or_it_is_said_how_much() {
+    const ROWS: u64 = 25_000;
+    let database = Database::migrated("of_a_long_stream_all_is_given_up").await;
+    let mut owner = database.connect(Role::Owner).await;
+    say(&mut owner, &parks("7", 25_000, 0)).await;
+    say(&mut owner, &parks("8", 1, 0).replace("select 'default', 0, n,", "select 'default', 0, 30000,")).await;
+    let mut reader = connect(&Secret::new(database.url(Role::Relay)), Purpose::Read).await.unwrap();
+    let outboxes = vec!["default".to_owned()];
+    let heads = list(&mut reader, &Filter { outboxes, ..Filter::default() }, 10).await.unwrap();
+    let head = heads.iter().find(|head| head.aggregate_id == "7").unwrap();
+    assert_eq!((heads.len(), head.events), (2, 10_000));
+
+    // while somebody holds one of them, what is behind it is given up
+    let mut holder = database.connect(Role::Owner).await;
+    say(&mut holder, "begin; update outbox.parked set attempts = attempts + 1 where id = 7").await;
+    let mut events = 0;
+    let error = give_up(&mut reader, head, "me", &mut events).await.unwrap_err();
+    assert_eq!((error.kind(), events), (DbErrorKind::Busy, 20_000), "{error}");
+
+    // when he lets it go, changed, so is the rest
+    let mut admin = database.connect(Role::Admin).await;
+    let (given_up, ()) = tokio::join!(give_up(&mut reader, head, "me", &mut events), async {
+        eventually("it waits", PATIENCE, async || {
+            let waiting =
+                "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '%given_up%'";
+            let count: i64 = sqlx::query_scalar(waiting).fetch_one(&mut admin).await.unwrap();
+            if count == 1 { Ok(()) } else { Err(format!("{count} do")) }
+        })
+        .await;
+        say(&mut holder, "commit").await;
+    });
+    given_up.unwrap();
+    assert_eq!(events, ROWS);
+    let left = "select count(*) from outbox.parked where decision is distinct from 'discard'";
+    let left: i64 = sqlx::query_scalar(left).fetch_one(&mut owner).await.unwrap();
+    assert_eq!(left, 1, "the other stream");
+    give_up(&mut reader, head, "me", &mut events).await.unwrap();
+    assert_eq!(events, ROWS, "nothing is counted twice");
 }
 
 /// What is restored over a relay at work has its epoch, but was not written here: a save would make it look as if it were.
