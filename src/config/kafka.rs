@@ -100,6 +100,7 @@ const OWNED: &[(&str, &str)] = &[
         "statistics.interval.ms",
         "nobody takes these statistics, and they would fill the memory: see outboxd's own metrics",
     ),
+    ("metadata.recovery.strategy", "it is rebootstrap: without it a client that has lost its brokers finds none again"),
     ("opaque", "it belongs to the program"),
     ("_cb", "it belongs to the program"),
 ];
@@ -201,6 +202,7 @@ mod tests {
             ("bootstrap.servers", Some("`kafka.brokers`")),
             ("queue.buffering.max.messages", Some("`relay.in_flight`")),
             ("statistics.interval.ms", Some("nobody takes")),
+            ("metadata.recovery.strategy", Some("finds none again")),
             ("queue.buffering.max.ms", Some("`linger.ms`")),
             ("dr_msg_cb", Some("belongs to the program")),
             ("opaque", Some("belongs to the program")),

@@ -1,9 +1,11 @@
-//! Questions to the cluster, one at a time, beside the pump: about a topic, and whether the cluster is back.
+//! Questions to the cluster, one at a time, beside the pump: about a topic, whether the cluster is back, and whether the producer has
+//! found it again.
 
 use super::pending::{Pending, later};
+use super::verdict::Trouble;
 use crate::sink::SendError;
 use crate::sink::kafka::topics::{Topic, Topics};
-use crate::store::guards::{Refusal, other_cluster};
+use crate::store::guards::other_cluster;
 use std::collections::HashSet;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -17,13 +19,22 @@ const VAGUE: [&str; 4] = ["AllBrokersDown", "BrokerTransportFailure", "Operation
 /// What the cluster answered.
 pub enum Answer {
     /// About a topic.
-    Topic(String, Result<Topic, SendError>),
+    Topic(Learnt),
     /// Which one it is, if it is back; if not, why.
     Back(Result<String, SendError>),
+    /// Whether the lane's own producer reaches it.
+    Reached(Result<(), SendError>),
 }
 
-/// What is known of a topic now, or why it is not.
-pub type Learnt = (String, Result<Topic, SendError>);
+/// What was asked about a topic.
+pub struct Learnt {
+    /// Its name.
+    pub topic: String,
+    /// Its number of partitions, as it was known before; `None` also if it was told already that this is another one.
+    pub partitions_before: Option<usize>,
+    /// What is known now, or why it is not.
+    pub answer: Result<Topic, SendError>,
+}
 
 /// See the module.
 pub struct Inquiry {
@@ -54,9 +65,13 @@ impl Inquiry {
         self.topics.as_ref().and_then(|topics| topics.get(topic)).copied()
     }
 
-    /// Notes that a topic has another number of partitions: it is asked about before anything is sent to it.
-    pub fn changed(&mut self, topic: String) {
-        self.changed.insert(topic);
+    /// Notes how many partitions a topic has now. Whether that is news: then it is asked about before anything is sent to it.
+    pub fn changed(&mut self, topic: &str, partitions: usize) -> bool {
+        let is_news = self.known(topic).is_some_and(|known| known.partitions != partitions);
+        if is_news {
+            self.changed.insert(topic.to_owned());
+        }
+        is_news
     }
 
     /// A topic of which nothing was heard for this long, if there is one and no question is under way.
@@ -73,11 +88,18 @@ impl Inquiry {
     /// Asks about a topic, unless a question is under way.
     pub fn ask_about(&mut self, topic: String) {
         let Some(mut topics) = self.topics.take() else { return };
-        self.changed.remove(&topic);
+        let is_told = self.changed.remove(&topic);
         self.asking = Some(Box::pin(async move {
+            let partitions_before = topics.get(&topic).filter(|_| !is_told).map(|known| known.partitions);
             let answer = topics.learn(&topic).await;
-            (topics, Answer::Topic(topic, answer))
+            (topics, Answer::Topic(Learnt { topic, partitions_before, answer }))
         }));
+    }
+
+    /// Waits for the answer to a question of the lane's own producer, unless a question is under way.
+    pub fn ask_producer(&mut self, question: impl Future<Output = Result<(), SendError>> + Send + 'static) {
+        let Some(topics) = self.topics.take() else { return };
+        self.asking = Some(Box::pin(async move { (topics, Answer::Reached(question.await)) }));
     }
 
     /// Notes that no broker answers.
@@ -93,12 +115,12 @@ impl Inquiry {
         }
     }
 
-    /// Notes that a broker has answered.
+    /// Notes that a broker has answered. Which cluster it belongs to is asked before anything else is believed.
     pub fn back(&mut self) {
-        self.away = None;
+        self.probe_at = Instant::now();
     }
 
-    /// Why the cluster is thought to be away.
+    /// Why the cluster is thought to be away, or not yet known to be the one that it was.
     pub fn away(&self) -> Option<&SendError> {
         self.away.as_ref()
     }
@@ -123,14 +145,17 @@ impl Inquiry {
     /// Takes an answer; hands on what it says of a topic.
     ///
     /// # Errors
-    /// It is another cluster that is back.
-    pub fn finish(&mut self, topics: Topics, answer: Answer) -> Result<Option<Learnt>, Refusal> {
+    /// It is another cluster that is back, or the producer does not reach one that we reach.
+    pub fn finish(&mut self, topics: Topics, answer: Answer) -> Result<Option<Learnt>, Trouble> {
         (self.topics, self.asking) = (Some(topics), None);
         match answer {
-            Answer::Topic(topic, learnt) => return Ok(Some((topic, learnt))),
-            Answer::Back(Ok(cluster)) if cluster != self.cluster => return Err(other_cluster(&self.cluster, &cluster)),
+            Answer::Topic(learnt) => return Ok(Some(learnt)),
+            Answer::Back(Ok(cluster)) if cluster != self.cluster => {
+                return Err(Trouble::Refused(other_cluster(&self.cluster, &cluster)));
+            }
             Answer::Back(Ok(_)) => self.away = None,
             Answer::Back(Err(error)) => self.gone(error),
+            Answer::Reached(reached) => reached.map_err(Trouble::Send)?,
         }
         Ok(None)
     }

@@ -162,7 +162,11 @@ impl<'l> Pump<'l> {
                 () = tokio::time::sleep_until(stop_by), if self.stop_by.is_some() => return Ok(()),
                 (writer, done) = pending(&mut self.saving.working) => self.worked(writer, done)?,
                 () = self.sender.sink.rung() => self.settle()?,
-                (topics, answer) = pending(&mut self.sender.inquiry.asking) => self.sender.answered(topics, answer)?,
+                (topics, answer) = pending(&mut self.sender.inquiry.asking) => {
+                    let answered = self.sender.answered(topics, answer);
+                    self.progress();
+                    answered?;
+                }
                 found = refused(refusal) => return Err(Trouble::Refused(found)),
                 batch = self.batches.recv(), if self.wants_batch() => self.take(batch)?,
                 () = std::future::ready(()), if self.can_send() => {}
@@ -284,13 +288,15 @@ impl<'l> Pump<'l> {
             }
             Finished::Nothing | Finished::Ran(Ran::Fetched(..)) => {} // when stopping, what is parked is read again by the next one
             Finished::Ran(Ran::Decided(streams)) => {
-                for (stream, _) in streams.iter().filter(|(_, given_up)| *given_up) {
-                    self.sender.read_again(stream);
+                let (mut shortened, mut released) = (0_usize, 0_usize);
+                for (stream, given_up) in &streams {
+                    if *given_up {
+                        self.sender.read_again(stream);
+                    }
+                    let count = if *given_up { &mut shortened } else { &mut released };
+                    *count = count.saturating_add(usize::from(self.sender.parked.release(stream)));
                 }
-                let released = streams.iter().filter(|(stream, _)| self.sender.parked.release(stream)).count();
-                if released > 0 {
-                    changes::released(self.desk.outbox(), self.desk.lane(), released);
-                }
+                changes::decided(self.desk.outbox(), self.desk.lane(), released, shortened);
             }
         }
         Ok(())

@@ -47,8 +47,8 @@ pub enum Report {
     Broken(Box<SendError>),
     /// No broker answers. Records wait; this is no failure of any of them.
     Away(Box<SendError>),
-    /// A topic has another number of partitions than before.
-    Changed(String),
+    /// A topic has this number of partitions, where the producer knew another one.
+    Changed(String, usize),
 }
 
 /// A record that did not get into its topic, as far as is known.

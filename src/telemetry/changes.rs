@@ -133,9 +133,19 @@ pub fn dead_lettered(outbox: &str, lane: &str, event: &dyn std::fmt::Display) {
     info!(outbox, lane, event = %event, "event sent to the dead-letter topic, its stream goes on without it");
 }
 
-/// Somebody has decided: streams that were parked are sent again.
-pub fn released(outbox: &str, lane: &str, streams: usize) {
-    info!(outbox, lane, streams, "parked streams are sent again");
+/// Somebody has decided: these streams that were parked are sent again, and of these some events are given up.
+pub fn decided(outbox: &str, lane: &str, released: usize, shortened: usize) {
+    if released > 0 {
+        info!(outbox, lane, streams = released, "parked streams are sent again");
+    }
+    if shortened > 0 {
+        info!(
+            outbox,
+            lane,
+            streams = shortened,
+            "parked events are given up; what is behind them in their streams is sent"
+        );
+    }
 }
 
 /// The doorbell is heard: the lane may sleep when there is nothing to do.

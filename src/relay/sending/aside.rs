@@ -9,7 +9,7 @@ use crate::outbox::parked::{Cause, Parking};
 use crate::outbox::stream::Stream;
 use crate::relay::culprits::Culprits;
 use crate::relay::desk::Desk;
-use crate::relay::inquiry::Answer;
+use crate::relay::inquiry::{Answer, Learnt};
 use crate::relay::parking::MOST_STREAMS;
 use crate::relay::pending::later;
 use crate::relay::status::LaneState;
@@ -147,24 +147,33 @@ impl Sender<'_> {
     /// An answer of the cluster.
     ///
     /// # Errors
-    /// The producer's batches are too large for a topic, a topic is gone to which records are under way, or it is another cluster.
+    /// The producer's batches are too large for a topic, a topic is gone to which records are under way, it is another cluster, or the
+    /// producer does not reach it.
     pub fn answered(&mut self, topics: Topics, answer: Answer) -> Result<(), Trouble> {
-        match self.inquiry.finish(topics, answer).map_err(Trouble::Refused)? {
-            Some((_, Ok(topic))) if topic.limit_bytes < self.sink.tuning().batch_bytes => {
-                return Err(Trouble::BatchTooLarge(topic.limit_bytes));
+        let learnt = self.inquiry.finish(topics, answer)?;
+        self.believe();
+        let Some(Learnt { topic, partitions_before, answer }) = learnt else { return Ok(()) };
+        match answer {
+            Ok(found) => {
+                if partitions_before.is_some_and(|before| before != found.partitions) {
+                    changes::partitions_changed(self.desk.outbox(), &topic);
+                    self.warmth.cool();
+                }
+                if found.limit_bytes < self.sink.tuning().batch_bytes {
+                    return Err(Trouble::BatchTooLarge(found.limit_bytes));
+                }
+                self.standing = None;
+                if self.unsettled_for().is_some_and(|time| time > self.sink.tuning().socket_timeout) {
+                    self.inquiry.ask_producer(self.sink.reaches(topic));
+                }
             }
-            Some((_, Ok(_))) => self.standing = None,
-            Some((topic, Err(error)))
-                if self.ledger.open_events() > 0
-                    && self.inquiry.known(&topic).is_some()
-                    && error.code.starts_with("UnknownTopic") =>
-            {
-                return Err(Trouble::Send(error));
-            }
-            Some((topic, Err(error))) => {
+            Err(error) => {
+                let is_under_way = self.ledger.open_events() > 0 && self.inquiry.known(&topic).is_some();
+                if is_under_way && error.code.starts_with("UnknownTopic") {
+                    return Err(Trouble::Send(error));
+                }
                 self.stand(LaneState::Waiting, error.to_string(), error.hint, Some(Before::Learn(topic)));
             }
-            None => {}
         }
         Ok(())
     }

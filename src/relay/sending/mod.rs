@@ -123,6 +123,8 @@ pub struct Sender<'l> {
     probe: Option<Probe>,
     careful_left: usize,
     reports: Vec<Report>,
+    /// Delivered, perhaps to another cluster than the one that was there before.
+    unproven: Vec<Token>,
     failures: Vec<Failure>,
     /// Parked events that were refused again, and of which the table does not know that.
     refused_again: Vec<(EventKey, Stream, Rejection)>,
@@ -164,6 +166,7 @@ impl<'l> Sender<'l> {
             probe: None,
             careful_left: careful_events,
             reports: Vec::new(),
+            unproven: Vec::new(),
             failures: Vec::new(),
             refused_again: Vec::new(),
             moved_at: Instant::now(),
@@ -272,7 +275,7 @@ impl<'l> Sender<'l> {
         match self.offer(&event, Origin::Parked, begun)? {
             Step::Done => return Ok(true),
             Step::Full(token, queued) => (self.begun_again, self.queue_full) = (Some((token, queued)), true),
-            Step::Wait => {}
+            Step::Wait => self.begun_again = begun,
         }
         self.parked.put_back(event);
         Ok(false)
@@ -291,11 +294,12 @@ impl<'l> Sender<'l> {
             self.sink.switch(current.haste).map_err(Trouble::Send)?;
         }
         let position = current.from.at(&current.window_end, event.id);
-        let step = self.offer(event, Origin::Table(position), current.begun.take())?;
+        let begun = current.begun.take();
+        let step = self.offer(event, Origin::Table(position), begun)?;
         match step {
             Step::Done => drop(current.events.next()),
             Step::Full(token, queued) => (current.begun, self.queue_full) = (Some((token, queued)), true),
-            Step::Wait => {}
+            Step::Wait => current.begun = begun,
         }
         self.current = Some(current);
         Ok(matches!(step, Step::Done))

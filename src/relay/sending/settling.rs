@@ -55,9 +55,7 @@ impl<'l> Sender<'l> {
             match report {
                 Report::Delivered(token) => {
                     delivered = delivered.saturating_add(1);
-                    if self.ledger.settled(token) {
-                        self.warmth.of(self.sink.haste()).stored(token);
-                    }
+                    self.unproven.push(token);
                 }
                 Report::Failed(failure) => {
                     let first =
@@ -67,9 +65,10 @@ impl<'l> Sender<'l> {
                 }
                 Report::Broken(error) => drop(cause.get_or_insert(*error)),
                 Report::Away(reason) => self.inquiry.gone(*reason),
-                Report::Changed(topic) => {
-                    changes::partitions_changed(self.desk.outbox(), &topic);
-                    self.inquiry.changed(topic);
+                Report::Changed(topic, partitions) => {
+                    if self.inquiry.changed(&topic, partitions) {
+                        changes::partitions_changed(self.desk.outbox(), &topic);
+                    }
                     self.warmth.cool();
                 }
             }
@@ -78,13 +77,25 @@ impl<'l> Sender<'l> {
             self.inquiry.back();
             self.desk.metrics.records_delivered.inc_by(delivered);
         }
+        self.believe();
+        cause.or(consequence)
+    }
+
+    /// Books what was delivered, unless nobody has answered for a while: then it can be another cluster that did.
+    pub(super) fn believe(&mut self) {
+        if self.inquiry.away().is_none() {
+            for token in self.unproven.drain(..) {
+                if self.ledger.settled(token) {
+                    self.warmth.of(self.sink.haste()).stored(token);
+                }
+            }
+        }
         self.ledger.advance();
         if self.ledger.open_events() == 0
             && let Some(probe) = self.probe.take_if(|probe| probe.sent)
         {
             self.culprits.forget(probe.key); // it got through
         }
-        cause.or(consequence)
     }
 
     /// What was settled since the last call.
@@ -120,15 +131,18 @@ impl<'l> Sender<'l> {
 
     /// Ends the producer, books what it still knows, and notes who was refused.
     pub async fn close(self, patience: Duration) -> Remains<'l> {
-        let Self { mut ledger, sink, mut failures, culprits, desk, .. } = self;
+        let Self { mut ledger, sink, mut failures, culprits, desk, inquiry, .. } = self;
+        let is_proven = inquiry.away().is_none();
         for report in sink.close(patience).await {
             match report {
                 Report::Delivered(token) => {
                     desk.metrics.records_delivered.inc();
-                    ledger.settled(token);
+                    if is_proven {
+                        ledger.settled(token);
+                    }
                 }
                 Report::Failed(failure) => failures.push(*failure),
-                Report::Broken(_) | Report::Away(_) | Report::Changed(_) => {}
+                Report::Broken(_) | Report::Away(_) | Report::Changed(..) => {}
             }
         }
         let mut found_culprits = false;

@@ -177,6 +177,21 @@ impl KafkaSink {
         self.reports.take(reports);
     }
 
+    /// Asks for a topic with the producer that sends. A client that is told of a topic while the cluster counts no broker drops those that it
+    /// knows, and sometimes looks for none any more ([librdkafka#5301](https://github.com/confluentinc/librdkafka/issues/5301)): a broker
+    /// that was frozen is listed again only when it has said that it lives. Records then wait for ever, and none of them fails.
+    ///
+    /// The question fails only if it found no broker for as long as [`topics::ANSWER_TIMEOUT`]; that a broker is slow is no reason to begin anew.
+    pub fn reaches(&self, topic: String) -> impl Future<Output = Result<(), SendError>> + Send + use<> {
+        let asked = self.producer().asker();
+        topics::blocking(move || match asked.client().fetch_metadata(Some(&topic), topics::ANSWER_TIMEOUT) {
+            Err(failure) if failure.rdkafka_error_code() == Some(RDKafkaErrorCode::BrokerTransportFailure) => {
+                Err(error::describe("the producer has lost the cluster", &failure))
+            }
+            Ok(_) | Err(_) => Ok(()),
+        })
+    }
+
     /// The cause behind an error that is only its consequence: what made the producer fatal, if something did.
     pub fn explain(&self, error: SendError) -> SendError {
         let consequence = matches!(error.kind, SendErrorKind::Fatal | SendErrorKind::NotMine);

@@ -77,6 +77,11 @@ impl Polled {
         }
     }
 
+    /// The producer, for a question that takes its time.
+    pub fn asker(&self) -> impl Deref<Target = BaseProducer<Context>> + Send + use<> {
+        Asker(Arc::clone(&self.shared))
+    }
+
     /// Ends its thread, which has then made every report that librdkafka had.
     pub fn end(&mut self) {
         self.shared.is_over.store(true, Ordering::SeqCst);
@@ -127,6 +132,16 @@ impl Shared {
                 return;
             }
         }
+    }
+}
+
+struct Asker(Arc<Shared>);
+
+impl Deref for Asker {
+    type Target = BaseProducer<Context>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0.producer
     }
 }
 

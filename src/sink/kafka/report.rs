@@ -109,8 +109,8 @@ impl ProducerContext<NoCustomPartitioner> for Context {
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         let _alarm = Alarm::over(&self.reports);
-        if let Some(topic) = changed_topic(facility, message) {
-            self.reports.push(Report::Changed(topic.to_owned()));
+        if let Some((topic, partitions)) = changed_topic(facility, message) {
+            self.reports.push(Report::Changed(topic.to_owned(), partitions));
         }
         log(level, facility, message);
     }
@@ -132,10 +132,13 @@ impl ClientContext for Context {
     }
 }
 
-/// The topic whose number of partitions is another one now. librdkafka tells it by a line of its log only (`rdkafka_topic.c`).
-fn changed_topic<'m>(facility: &str, message: &'m str) -> Option<&'m str> {
+/// The topic whose number of partitions is another one now, and that number. librdkafka tells it by a line of its log only (`rdkafka_topic.c`).
+/// A number of 0 is not one: so it says that the topic is gone, or may not be seen.
+fn changed_topic<'m>(facility: &str, message: &'m str) -> Option<(&'m str, usize)> {
     let (_, rest) = message.split_once("Topic ").filter(|_| facility == "PARTCNT")?;
-    rest.split_once(" partition count changed from ").map(|(topic, _)| topic)
+    let (topic, counts) = rest.split_once(" partition count changed from ")?;
+    let partitions = counts.split_once(" to ")?.1.parse().ok()?;
+    (partitions > 0).then_some((topic, partitions))
 }
 
 /// librdkafka's own lines. They repeat with each try to connect, so all but the gravest are for `debug`; the lane says once what they mean.
@@ -155,7 +158,9 @@ mod tests {
     #[test]
     fn a_topic_with_other_partitions_is_found_in_the_line_that_tells_of_it() {
         let line = "[thrd:main]: Topic shop.order partition count changed from 3 to 6";
-        assert_eq!(changed_topic("PARTCNT", line), Some("shop.order"));
+        assert_eq!(changed_topic("PARTCNT", line), Some(("shop.order", 6)));
+        let gone = "[thrd:main]: Topic shop.order partition count changed from 3 to 0";
+        assert_eq!(changed_topic("PARTCNT", gone), None);
         assert_eq!(changed_topic("METADATA", line), None);
         assert_eq!(changed_topic("PARTCNT", "[thrd:main]: something else"), None);
     }

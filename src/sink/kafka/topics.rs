@@ -27,7 +27,7 @@ const SPREADING_TRIES: u32 = 10;
 const SPREADING_PAUSE: Duration = Duration::from_millis(100);
 
 /// A cluster that is slower than this counts as away.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What is known of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub struct Topic {
 
 /// Asks the cluster about itself and its topics.
 pub struct Topics {
-    /// `None` while it is dropped, and after a failure: one that has seen its last broker go does not always find it again when it is back.
+    /// `None` while it is dropped, and after a failure: see [`super::KafkaSink::reaches`].
     clients: Option<Arc<Clients>>,
     properties: ClientConfig,
     create: Option<CreateTopics>,
@@ -318,7 +318,7 @@ fn refused(topic: &str, code: RDKafkaErrorCode) -> SendError {
 }
 
 /// librdkafka's look-ups block their thread.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     ask: impl FnOnce() -> Result<T, SendError> + Send + 'static,
 ) -> Result<T, SendError> {
     match tokio::task::spawn_blocking(ask).await {
@@ -335,7 +335,12 @@ fn is_silence(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(
         code,
-        Code::BrokerTransportFailure | Code::AllBrokersDown | Code::OperationTimedOut | Code::RequestTimedOut
+        Code::BrokerTransportFailure
+            | Code::AllBrokersDown
+            | Code::OperationTimedOut
+            | Code::RequestTimedOut
+            | Code::DestroyBroker // the client has dropped it while it was asked
+            | Code::BrokerDestroy
     )
 }
 

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::scene::is;
+use crate::delivery::{arrive, numbers, values, write, write_numbers};
 use crate::support::checker::Checker;
 use crate::support::eventually::{PATIENCE, eventually};
 use crate::support::kafka::Kafka;
@@ -74,4 +77,95 @@ async fn a_stopped_postgres_is_waited_for() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_postgres_is_waited_for() {
     a_server_goes_away("a_killed_postgres_is_waited_for", "postgres", "kill").await;
+}
+
+/// The more topics an answer tells of, the more often a client of librdkafka looks for no broker after it.
+const TOPICS: usize = 100;
+
+/// A broker that was frozen, or is isolated, is asked for topics while the cluster does not list it. Here that lasts for longer.
+/// A client may take it for gone then, and find it no more; the lane notices, whichever of its clients it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_was_not_listed_is_found_again() {
+    let name = "a_broker_that_was_not_listed_is_found_again";
+    let servers = Servers::start(&["--only", "kafka"]).await;
+    let database = Database::migrated(name).await;
+    let kafka = Kafka::create_on(servers.kafka(), name);
+    for topic in 1..=TOPICS {
+        kafka.create_topic(&format!("t{topic}"), 1).await;
+    }
+    let asks_often = ("topic.metadata.refresh.interval.ms".to_owned(), toml::Value::from("200"));
+    let mut relay = Relay::new(&database.url(Role::Relay), &kafka)
+        .await
+        .set("kafka.properties", toml::Table::from_iter([asks_often]));
+    relay.start();
+    relay.ready().await;
+    let events = format!(
+        "insert into outbox.events (aggregate_type, aggregate_id, event_type, payload)
+         select 't' || n, n::text, 'Written', 'true' from generate_series(1, {TOPICS}) n"
+    );
+    write(&database, &events).await; // each topic is known
+    let published = async |count: usize| {
+        eventually(&format!("{count} events are published"), PATIENCE, async || {
+            let status = relay.status().await.map_err(|error| format!("{error:#}"))?;
+            let is_so = status["lanes"][0]["published_events"].as_u64() >= Some(count as u64);
+            if is_so { Ok(()) } else { Err(status.to_string()) }
+        })
+        .await;
+    };
+    published(TOPICS).await;
+
+    for round in 1..=2 {
+        kafka.unregister_broker().await;
+        write(&database, &events).await;
+        is(&relay, "waiting").await;
+        servers.does("kill", "kafka").await;
+        servers.does("start", "kafka").await;
+        let back = Instant::now();
+        published((round + 1) * TOPICS).await;
+        eprintln!("round {round}: published {:?} after the broker had registered again", back.elapsed());
+    }
+    relay.terminate().await;
+    assert_eq!(relay.exit_code().await, Some(0), "SIGTERM");
+}
+
+/// Another cluster answers at the same address while records are on their way. What it takes counts for nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_another_cluster_takes_is_not_delivered() {
+    const NAME: &str = "what_another_cluster_takes";
+    let (servers, mut proxy) = Servers::behind_proxy().await;
+    let port = proxy.address().port().to_string();
+    let others = Servers::start(&["--only", "kafka", "--advertise", &port]).await;
+    let database = Database::migrated(NAME).await;
+    let kafka = Kafka::create_on(servers.kafka(), NAME);
+    let other = kafka.on(others.kafka());
+    let topic = kafka.create_topic("order", 1).await;
+    other.create_topic("order", 1).await;
+    let mut relay = Relay::new(&database.url(Role::Relay), &kafka).await;
+    relay.configure("kafka.brokers", proxy.address().to_string());
+    relay.start();
+    write_numbers(&database, "order", 1..=3).await;
+    arrive(&mut kafka.reader(&[&topic]), 3, &relay).await;
+
+    // when records wait for a broker, and one of another cluster comes
+    proxy.refuse().await;
+    proxy.reset();
+    write_numbers(&database, "order", 4..=9).await;
+    is(&relay, "waiting").await;
+    proxy.forwards_to(others.proxied());
+    proxy.welcome().await;
+    let seen = is(&relay, "refused").await;
+    assert!(seen.waits_for.as_ref().is_some_and(|reason| reason.contains("cursor belongs to Kafka cluster")), "{seen}");
+    eventually("nobody says how much waits", PATIENCE, async || {
+        let seen = is(&relay, "refused").await;
+        if seen.lag_seconds.is_none() { Ok(()) } else { Err(format!("{:?}", seen.lag_seconds)) }
+    })
+    .await;
+
+    // then all of them are in the first, once it is back
+    proxy.forwards_to(servers.proxied());
+    proxy.reset();
+    let records = arrive(&mut kafka.reader(&[&topic]), 9, &relay).await;
+    assert_eq!(values(&records), numbers(1..=9), "the other one has {:?}", values(&other.read(&topic).await));
+    relay.terminate().await;
+    assert_eq!(relay.exit_code().await, Some(0), "SIGTERM");
 }

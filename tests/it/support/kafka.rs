@@ -14,6 +14,8 @@ use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use rdkafka::metadata::MetadataTopic;
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::checker::Record;
@@ -39,6 +41,11 @@ impl Kafka {
     /// A broker of the test's own.
     pub(crate) fn create_on(brokers: &str, test: &str) -> Self {
         Self { brokers: brokers.to_owned(), prefix: format!("{test}-{}", short_random()) }
+    }
+
+    /// The same topics on another broker.
+    pub(crate) fn on(&self, brokers: &str) -> Self {
+        Self { brokers: brokers.to_owned(), ..self.clone() }
     }
 
     /// `host:port` of the broker.
@@ -110,6 +117,24 @@ impl Kafka {
         let later = self.create_topic(&format!("after-{}", short_random()), 1).await;
         let mut reader = self.reader(&[&later]);
         assert!(reader.read_on().await.is_empty(), "{later} has an end once the broker takes records for it");
+    }
+
+    /// Takes the one broker off the list of the cluster, as if it were gone. It goes on, and registers again when it is started anew.
+    /// The request has the number 64 in the protocol; no client that we have knows it.
+    pub(crate) async fn unregister_broker(&self) {
+        const REQUEST: &[u8] = b"\0\0\0\x14\0\x40\0\0\0\0\0\x07\0\x04test\0\0\0\0\x01\0"; // version 0; correlation 7; broker 1
+        let mut broker = TcpStream::connect(&self.brokers).await.unwrap();
+        broker.write_all(REQUEST).await.unwrap();
+        let length = usize::try_from(broker.read_i32().await.unwrap()).unwrap();
+        let mut answer = vec![0; length];
+        broker.read_exact(&mut answer).await.unwrap();
+        assert_eq!(answer[9..11], [0, 0], "no error: {answer:?}"); // behind correlation, tags and throttling
+        eventually("no broker is listed", PATIENCE, async || {
+            let consumer = self.consumer();
+            let listed = blocking(move || consumer.fetch_metadata(None, ANSWER)).await.unwrap().brokers().len();
+            if listed == 0 { Ok(()) } else { Err(format!("{listed} are")) }
+        })
+        .await;
     }
 
     /// All records of a topic from its beginning to its end, each partition in offset order.

@@ -45,7 +45,7 @@ impl Servers {
         let proxy = Proxy::first().await;
         let port = proxy.address().port().to_string();
         let servers = Self::start(&["--only", "kafka", "--advertise", &port]).await;
-        proxy.forwards_to(servers.variable("OUTBOXD_TEST_KAFKA_PROXIED"));
+        proxy.forwards_to(servers.proxied());
         (servers, proxy)
     }
 
@@ -57,6 +57,11 @@ impl Servers {
     /// `host:port` of the broker.
     pub(crate) fn kafka(&self) -> &str {
         self.variable("OUTBOXD_TEST_KAFKA")
+    }
+
+    /// `host:port` at which a proxy reaches the broker.
+    pub(crate) fn proxied(&self) -> &str {
+        self.variable("OUTBOXD_TEST_KAFKA_PROXIED")
     }
 
     /// Where the files of a server are.
