@@ -159,6 +159,12 @@ fn classify(code: &str) -> (DbErrorKind, Option<&'static str>) {
                 "a row holds text that is not UTF-8, as a database with encoding SQL_ASCII allows: find it, write it in UTF-8",
             ),
         ),
+        "23514" | "54000" => (
+            DbErrorKind::Other,
+            Some(
+                "is there an old row whose aggregate type and id have more than 2,500 bytes together? select id from outbox.events where octet_length(aggregate_type) + octet_length(aggregate_id) > 2500",
+            ),
+        ),
         "55P03" => (DbErrorKind::Busy, None),
         "53100" => (DbErrorKind::Unavailable, Some("the disk of the Postgres server is full")),
         "53300" => (

@@ -128,6 +128,7 @@ impl Answered {
 // `set` and not start-up options: a pooler that forgets them is found by reading one back.
 const SETTINGS: &str = "
     set statement_timeout = 0;                 -- of the role or database: opening a window takes as long as it takes
+    set idle_session_timeout = 0;              -- a long lease, and a sleep beside a doorbell, leave a session idle
     set search_path = pg_catalog, pg_temp;     -- nobody's function of the same name
     select set_config(name, '0', false) from pg_settings where name = 'transaction_timeout';  -- since Postgres 17
     set session characteristics as transaction isolation level read committed;
@@ -138,10 +139,8 @@ const SETTINGS: &str = "
     set synchronous_commit = local;            -- a save is flushed here and never hangs on a standby
     set lock_timeout = '5s'";
 
-// Beside a doorbell these two are silent for as long as `poll.max`: neither the server nor a firewall may take them for dead.
-const QUIET_SETTINGS: &str = "
-    set idle_session_timeout = 0;
-    set tcp_keepalives_idle = 60";
+// Beside a doorbell these two are silent for as long as `poll.max`: no firewall may take them for dead.
+const QUIET_SETTINGS: &str = "set tcp_keepalives_idle = 60";
 
 // The two reads have one good plan each, whatever the statistics say; so it is made once: planning took ten times as long as an idle read.
 const READER_SETTINGS: &str = "

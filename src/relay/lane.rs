@@ -37,6 +37,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How often a standby looks whether the lease is free.
 const STANDBY_LOOK: Duration = Duration::from_millis(500);
+/// Which cluster it is, is asked again before a lease is taken, if nobody has asked for this long: a standby may have waited for weeks.
+const CLUSTER_KNOWN: Duration = Duration::from_secs(10);
 /// Longest sleep without a heartbeat.
 const TICK: Duration = Duration::from_secs(1);
 /// A session that lived this long was a good one: the back-off starts anew.
@@ -90,6 +92,8 @@ struct Parts {
     writer: Session,
     reader: Session,
     topics: Topics,
+    /// When the cluster has said which one it is.
+    asked_at: Instant,
     claim: Claim,
 }
 
@@ -134,7 +138,7 @@ impl Lane {
     pub async fn run(mut self) -> Ended {
         let ended = loop {
             self.led_since = None;
-            match self.session().await {
+            match Box::pin(self.session()).await {
                 Ok(ended) => break ended,
                 Err(trouble) => {
                     if self.was_good(&trouble) {
@@ -197,6 +201,7 @@ impl Lane {
         self.desk.beat();
         let mut topics = Topics::new(&self.config.kafka, self.terms.socket_timeout).map_err(Trouble::Send)?;
         let cluster = topics.cluster().await.map_err(Trouble::Send)?;
+        let asked_at = Instant::now();
         self.desk.beat();
         let (_, note) = self.pass_guards(&mut writer, &cluster).await?;
         self.say(note);
@@ -208,7 +213,7 @@ impl Lane {
             return Err(Trouble::Displaced);
         }
         let claim = self.claim(&writer, cluster);
-        Ok(Parts { writer, reader, topics, claim })
+        Ok(Parts { writer, reader, topics, asked_at, claim })
     }
 
     async fn pass_guards(&mut self, writer: &mut Session, cluster: &str) -> Result<(Place, Note), Trouble> {
@@ -284,7 +289,12 @@ impl Lane {
             let unchanged = self.watch.is_unchanged(until.as_deref(), Instant::now(), self.terms);
             let seen = until.as_deref().filter(|_| unchanged);
             if cursor::is_free(&place, &parts.claim, seen) {
-                self.still_same_cluster(parts).await?;
+                if parts.asked_at.elapsed() > CLUSTER_KNOWN {
+                    if self.unless_stopped(async |lane: &mut Self| lane.ask_again(parts).await).await?.is_none() {
+                        return Ok(None);
+                    }
+                    continue; // the row may be another one by now
+                }
                 let outlived = row.and_then(|row| row.owner.as_deref()).is_some_and(|owner| owner != parts.claim.owner);
                 if outlived {
                     self.hold_until = Instant::now().checked_add(self.terms.hold); // before: the answer may be lost
@@ -309,11 +319,10 @@ impl Lane {
         }
     }
 
-    /// A standby has waited, perhaps for weeks.
-    async fn still_same_cluster(&mut self, parts: &mut Parts) -> Result<(), Trouble> {
-        let cluster = parts.topics.cluster().await.map_err(Trouble::Send)?;
-        self.pass_guards(&mut parts.writer, &cluster).await?;
-        parts.claim.kafka_cluster = cluster;
+    async fn ask_again(&self, parts: &mut Parts) -> Result<(), Trouble> {
+        parts.claim.kafka_cluster = parts.topics.cluster().await.map_err(Trouble::Send)?;
+        parts.asked_at = Instant::now();
+        self.desk.beat();
         Ok(())
     }
 

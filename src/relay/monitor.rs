@@ -1,6 +1,7 @@
 //! Looks on, on a connection of its own: backlog and open transactions often, the standing guards every minute.
 
 use super::desk::Desk;
+use super::status::LaneState;
 use crate::config::secret::Secret;
 use crate::db::{self, DbError, Purpose, Session};
 use crate::outbox::lane::LaneId;
@@ -59,12 +60,12 @@ impl Monitor {
                 self.guard(&mut session, said).await?;
                 guarded = Some(Instant::now());
             }
-            if self.refusal.borrow().is_none() {
+            if self.refusal.borrow().is_some() || self.desk.status().state == LaneState::Refused {
+                self.desk.look(None); // what forbids to read may forbid to look, and under a foreign cursor nobody knows what waits
+                self.desk.note(|status| status.open_transactions.clear());
+            } else {
                 self.desk.look(Some(backlog::look(&mut session, self.desk.outbox(), self.lane).await?));
                 self.holders(&mut session, said).await?;
-            } else {
-                self.desk.look(None); // what forbids to read may forbid to look
-                self.desk.note(|status| status.open_transactions.clear());
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
