@@ -6,7 +6,7 @@ use super::verdict::Trouble;
 use crate::sink::SendError;
 use crate::sink::kafka::topics::{Topic, Topics};
 use crate::store::guards::other_cluster;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -44,8 +44,8 @@ pub struct Inquiry {
     pub asking: Pending<(Topics, Answer)>,
     /// The id of the cluster into which the events go.
     cluster: String,
-    /// Topics that were asked for and are not what they were.
-    changed: HashSet<String>,
+    /// Topics that are not what they were, and whether that was said.
+    changed: HashMap<String, bool>,
     away: Option<SendError>,
     probe_at: Instant,
 }
@@ -54,23 +54,27 @@ impl Inquiry {
     /// Nothing is asked yet of the cluster, which has this id.
     pub fn new(topics: Topics, cluster: String) -> Self {
         let (topics, probe_at) = (Some(topics), Instant::now());
-        Self { topics, asking: None, cluster, changed: HashSet::new(), away: None, probe_at }
+        Self { topics, asking: None, cluster, changed: HashMap::new(), away: None, probe_at }
     }
 
     /// What is known of a topic.
     pub fn known(&self, topic: &str) -> Option<Topic> {
-        if !self.changed.is_empty() && self.changed.contains(topic) {
+        if !self.changed.is_empty() && self.changed.contains_key(topic) {
             return None;
         }
         self.topics.as_ref().and_then(|topics| topics.get(topic)).copied()
     }
 
-    /// Notes how many partitions a topic has now. Whether that is news: then it is asked about before anything is sent to it.
+    /// Notes how many partitions a topic has now; 0 if it is gone. It is asked about before anything is sent to it. Whether it is known
+    /// to have another number than before, and that was not said yet.
     pub fn changed(&mut self, topic: &str, partitions: usize) -> bool {
-        let is_news = self.known(topic).is_some_and(|known| known.partitions != partitions);
-        if is_news {
-            self.changed.insert(topic.to_owned());
+        let known = self.topics.as_ref().and_then(|topics| topics.get(topic));
+        if known.is_some_and(|known| known.partitions == partitions) {
+            return false;
         }
+        let is_told = self.changed.entry(topic.to_owned()).or_default();
+        let is_news = known.is_some() && partitions > 0 && !*is_told;
+        *is_told |= is_news;
         is_news
     }
 
@@ -88,7 +92,7 @@ impl Inquiry {
     /// Asks about a topic, unless a question is under way.
     pub fn ask_about(&mut self, topic: String) {
         let Some(mut topics) = self.topics.take() else { return };
-        let is_told = self.changed.remove(&topic);
+        let is_told = self.changed.remove(&topic).unwrap_or_default();
         self.asking = Some(Box::pin(async move {
             let partitions_before = topics.get(&topic).filter(|_| !is_told).map(|known| known.partitions);
             let answer = topics.learn(&topic).await;

@@ -47,7 +47,7 @@ pub enum Report {
     Broken(Box<SendError>),
     /// No broker answers. Records wait; this is no failure of any of them.
     Away(Box<SendError>),
-    /// A topic has this number of partitions, where the producer knew another one.
+    /// A topic has this number of partitions, where the producer knew another one; 0 if it is gone.
     Changed(String, usize),
 }
 

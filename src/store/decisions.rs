@@ -206,7 +206,7 @@ const GIVE_UP: &str = "
        order by outbox desc, lane desc, aggregate_type desc, aggregate_id desc, place desc limit $6 for update),
     given_up as (
       update outbox.parked set decision = 'discard', decided_by = $7
-       where ctid = any (array(select ctid from picked))  
+       where ctid = any (array(select ctid from picked))
       returning 1)
     select (select min(place) from picked), (select count(*) from picked), (select count(*) from given_up)";
 

@@ -139,12 +139,7 @@ pub fn decided(outbox: &str, lane: &str, released: usize, shortened: usize) {
         info!(outbox, lane, streams = released, "parked streams are sent again");
     }
     if shortened > 0 {
-        info!(
-            outbox,
-            lane,
-            streams = shortened,
-            "parked events are given up; what is behind them in their streams is sent"
-        );
+        info!(outbox, lane, streams = shortened, "parked events are given up");
     }
 }
 

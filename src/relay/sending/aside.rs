@@ -163,7 +163,8 @@ impl Sender<'_> {
                     return Err(Trouble::BatchTooLarge(found.limit_bytes));
                 }
                 self.standing = None;
-                if self.unsettled_for().is_some_and(|time| time > self.sink.tuning().socket_timeout) {
+                let is_doubtful = self.unsettled_for().is_some_and(|time| time > self.sink.tuning().socket_timeout);
+                if is_doubtful && self.inquiry.away().is_none() {
                     self.inquiry.ask_producer(self.sink.reaches(topic));
                 }
             }

@@ -83,7 +83,8 @@ impl<'l> Sender<'l> {
 
     /// Books what was delivered, unless nobody has answered for a while: then it can be another cluster that did.
     pub(super) fn believe(&mut self) {
-        if self.inquiry.away().is_none() {
+        if self.inquiry.away().is_none() && !self.unproven.is_empty() {
+            self.queue_full = false; // a partition may be warm now
             for token in self.unproven.drain(..) {
                 if self.ledger.settled(token) {
                     self.warmth.of(self.sink.haste()).stored(token);
@@ -132,7 +133,7 @@ impl<'l> Sender<'l> {
     /// Ends the producer, books what it still knows, and notes who was refused.
     pub async fn close(self, patience: Duration) -> Remains<'l> {
         let Self { mut ledger, sink, mut failures, culprits, desk, inquiry, .. } = self;
-        let is_proven = inquiry.away().is_none();
+        let mut is_proven = inquiry.away().is_none();
         for report in sink.close(patience).await {
             match report {
                 Report::Delivered(token) => {
@@ -142,7 +143,8 @@ impl<'l> Sender<'l> {
                     }
                 }
                 Report::Failed(failure) => failures.push(*failure),
-                Report::Broken(_) | Report::Away(_) | Report::Changed(..) => {}
+                Report::Away(_) => is_proven = false,
+                Report::Broken(_) | Report::Changed(..) => {}
             }
         }
         let mut found_culprits = false;

@@ -65,6 +65,16 @@ fn plain(code: Code) -> String {
     text.split_once(": ").map_or(text.clone(), |(_, rest)| rest.trim_end_matches(')').to_owned())
 }
 
+/// librdkafka says that the brokers belong to another cluster than those before. Until that is looked into, nobody is there.
+pub fn other_cluster(message: &str) -> SendError {
+    SendError {
+        kind: SendErrorKind::Environment,
+        code: "client".to_owned(),
+        what: format!("kafka: {message}"),
+        hint: None,
+    }
+}
+
 /// What the broker said that makes a producer fatal. librdkafka keeps it in its text only: the code, and the reports of the
 /// records, speak of the order that can no longer be kept.
 const BEHIND_FATAL: [Code; 9] = [

@@ -181,7 +181,7 @@ impl KafkaSink {
     /// knows, and sometimes looks for none any more ([librdkafka#5301](https://github.com/confluentinc/librdkafka/issues/5301)): a broker
     /// that was frozen is listed again only when it has said that it lives. Records then wait for ever, and none of them fails.
     ///
-    /// The question fails only if it found no broker for as long as [`topics::ANSWER_TIMEOUT`]; that a broker is slow is no reason to begin anew.
+    /// The question fails if it found no broker within [`topics::ANSWER_TIMEOUT`]; that a broker is slow is no reason to begin anew.
     pub fn reaches(&self, topic: String) -> impl Future<Output = Result<(), SendError>> + Send + use<> {
         let asked = self.producer().asker();
         topics::blocking(move || match asked.client().fetch_metadata(Some(&topic), topics::ANSWER_TIMEOUT) {

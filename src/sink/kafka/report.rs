@@ -112,6 +112,9 @@ impl ClientContext for Context {
         if let Some((topic, partitions)) = changed_topic(facility, message) {
             self.reports.push(Report::Changed(topic.to_owned(), partitions));
         }
+        if facility == "CLUSTERID" {
+            self.reports.push(Report::Away(Box::new(error::other_cluster(message)))); // `rdkafka_metadata.c`: another one than before
+        }
         log(level, facility, message);
     }
 
@@ -133,12 +136,11 @@ impl ClientContext for Context {
 }
 
 /// The topic whose number of partitions is another one now, and that number. librdkafka tells it by a line of its log only (`rdkafka_topic.c`).
-/// A number of 0 is not one: so it says that the topic is gone, or may not be seen.
+/// 0: it is gone, or may not be seen.
 fn changed_topic<'m>(facility: &str, message: &'m str) -> Option<(&'m str, usize)> {
     let (_, rest) = message.split_once("Topic ").filter(|_| facility == "PARTCNT")?;
     let (topic, counts) = rest.split_once(" partition count changed from ")?;
-    let partitions = counts.split_once(" to ")?.1.parse().ok()?;
-    (partitions > 0).then_some((topic, partitions))
+    Some((topic, counts.split_once(" to ")?.1.parse().ok()?))
 }
 
 /// librdkafka's own lines. They repeat with each try to connect, so all but the gravest are for `debug`; the lane says once what they mean.
@@ -160,7 +162,7 @@ mod tests {
         let line = "[thrd:main]: Topic shop.order partition count changed from 3 to 6";
         assert_eq!(changed_topic("PARTCNT", line), Some(("shop.order", 6)));
         let gone = "[thrd:main]: Topic shop.order partition count changed from 3 to 0";
-        assert_eq!(changed_topic("PARTCNT", gone), None);
+        assert_eq!(changed_topic("PARTCNT", gone), Some(("shop.order", 0)));
         assert_eq!(changed_topic("METADATA", line), None);
         assert_eq!(changed_topic("PARTCNT", "[thrd:main]: something else"), None);
     }

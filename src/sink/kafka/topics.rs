@@ -317,16 +317,19 @@ fn refused(topic: &str, code: RDKafkaErrorCode) -> SendError {
     error::describe(&format!("the limit of topic {topic}"), &KafkaError::AdminOp(code))
 }
 
-/// librdkafka's look-ups block their thread.
-pub(super) async fn blocking<T: Send + 'static>(
+/// librdkafka's look-ups block their thread. They begin at once: what is never begun would be dropped where it lies, and to drop a client blocks too.
+pub(super) fn blocking<T: Send + 'static>(
     ask: impl FnOnce() -> Result<T, SendError> + Send + 'static,
-) -> Result<T, SendError> {
-    match tokio::task::spawn_blocking(ask).await {
-        Ok(answer) => answer,
-        Err(broken) => match broken.try_into_panic() {
-            Ok(payload) => std::panic::resume_unwind(payload),
-            Err(_) => Err(away("the client ends")), // the runtime does
-        },
+) -> impl Future<Output = Result<T, SendError>> + Send {
+    let asking = tokio::task::spawn_blocking(ask);
+    async {
+        match asking.await {
+            Ok(answer) => answer,
+            Err(broken) => match broken.try_into_panic() {
+                Ok(payload) => std::panic::resume_unwind(payload),
+                Err(_) => Err(away("the client ends")), // the runtime does
+            },
+        }
     }
 }
 

@@ -128,6 +128,9 @@ async fn a_broker_that_was_not_listed_is_found_again() {
     assert_eq!(relay.exit_code().await, Some(0), "SIGTERM");
 }
 
+/// In most of them the other cluster takes records before it is asked who it is.
+const ROUNDS: usize = 3;
+
 /// Another cluster answers at the same address while records are on their way. What it takes counts for nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_another_cluster_takes_is_not_delivered() {
@@ -146,26 +149,70 @@ async fn what_another_cluster_takes_is_not_delivered() {
     write_numbers(&database, "order", 1..=3).await;
     arrive(&mut kafka.reader(&[&topic]), 3, &relay).await;
 
-    // when records wait for a broker, and one of another cluster comes
-    proxy.refuse().await;
-    proxy.reset();
-    write_numbers(&database, "order", 4..=9).await;
-    is(&relay, "waiting").await;
-    proxy.forwards_to(others.proxied());
-    proxy.welcome().await;
-    let seen = is(&relay, "refused").await;
-    assert!(seen.waits_for.as_ref().is_some_and(|reason| reason.contains("cursor belongs to Kafka cluster")), "{seen}");
-    eventually("nobody says how much waits", PATIENCE, async || {
+    let mut written = 3_i32;
+    for _ in 1..=ROUNDS {
+        // when records wait for a broker, and one of another cluster comes
+        proxy.refuse().await;
+        proxy.reset();
+        write_numbers(&database, "order", written + 1..=written + 6).await;
+        written += 6;
+        is(&relay, "waiting").await;
+        proxy.forwards_to(others.proxied());
+        proxy.welcome().await;
         let seen = is(&relay, "refused").await;
-        if seen.lag_seconds.is_none() { Ok(()) } else { Err(format!("{:?}", seen.lag_seconds)) }
-    })
-    .await;
+        let says_so = |reason: &String| reason.contains("cursor belongs to Kafka cluster");
+        assert!(seen.waits_for.as_ref().is_some_and(says_so), "{seen}");
+        eventually("nobody says how much waits", PATIENCE, async || {
+            let seen = is(&relay, "refused").await;
+            if seen.lag_seconds.is_none() { Ok(()) } else { Err(format!("{:?}", seen.lag_seconds)) }
+        })
+        .await;
 
-    // then all of them are in the first, once it is back
-    proxy.forwards_to(servers.proxied());
+        // then all of them are in the first, once it is back
+        proxy.forwards_to(servers.proxied());
+        proxy.reset();
+        eventually(&format!("{written} are there"), PATIENCE, async || {
+            let ends: i64 = kafka.ends(&[&topic]).await.values().sum();
+            if ends == i64::from(written) { Ok(()) } else { Err(format!("{ends}; {:?}", relay.status().await)) }
+        })
+        .await;
+        is(&relay, "relaying").await;
+    }
+    assert_eq!(values(&kafka.read(&topic).await), numbers(1..=written));
+    assert!(!other.read(&topic).await.is_empty(), "the other one has taken some");
+    relay.terminate().await;
+    assert_eq!(relay.exit_code().await, Some(0), "SIGTERM");
+}
+
+/// A first record in a partition travels alone, and what is delivered while nobody knows whether it is the same cluster is not believed yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_a_first_record_goes_on_after_a_short_outage() {
+    const NAME: &str = "what_waits_for_a_first_record";
+    const PARTITIONS: i32 = 50;
+    let (servers, proxy) = Servers::behind_proxy().await;
+    let database = Database::migrated(NAME).await;
+    let kafka = Kafka::create_on(servers.kafka(), NAME);
+    let topic = kafka.create_topic("order", PARTITIONS).await;
+    let mut relay = Relay::new(&database.url(Role::Relay), &kafka).await;
+    relay.configure("kafka.brokers", proxy.address().to_string());
+    relay.start();
+    let both_go = async |round: i64| {
+        let two = format!(
+            "insert into outbox.events (aggregate_type, aggregate_id, event_type)
+             select 'order', 'stream {round}', 'Placed' from generate_series(1, 2)"
+        );
+        write(&database, &two).await;
+        eventually("both are there", PATIENCE, async || {
+            let ends: i64 = kafka.ends(&[&topic]).await.values().sum();
+            if ends == 2 * round { Ok(()) } else { Err(format!("{ends}; {:?}", relay.status().await)) }
+        })
+        .await;
+    };
+    both_go(1).await;
     proxy.reset();
-    let records = arrive(&mut kafka.reader(&[&topic]), 9, &relay).await;
-    assert_eq!(values(&records), numbers(1..=9), "the other one has {:?}", values(&other.read(&topic).await));
+    is(&relay, "waiting").await;
+    both_go(2).await;
+    is(&relay, "relaying").await;
     relay.terminate().await;
     assert_eq!(relay.exit_code().await, Some(0), "SIGTERM");
 }
