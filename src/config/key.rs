@@ -82,6 +82,7 @@ pub(super) enum Form {
     /// Bytes, with a unit.
     Size {
         least: u64,
+        most: u64,
     },
     Integer {
         least: i64,
@@ -110,9 +111,10 @@ impl Form {
                 humantime::format_duration(least),
                 humantime::format_duration(most)
             ),
-            Self::Size { least } => format!(
-                "a size with its unit such as \"32MiB\", at least {}",
-                bytesize::ByteSize(least).display().iec()
+            Self::Size { least, most } => format!(
+                "a size with its unit such as \"32MiB\", from {} to {}",
+                bytesize::ByteSize(least).display().iec(),
+                bytesize::ByteSize(most).display().iec()
             ),
             Self::Integer { least, most } => format!("an integer from {least} to {most}"),
             Self::Boolean => "`true` or `false`".to_owned(),

@@ -83,7 +83,8 @@ const SIZE: Key = Key {
     doc: "The most memory of what is read and not yet settled; counts the overhead of a record too.",
     kind: Kind::Value(
         Form::Size {
-            least: 1024 * 1024, // the largest record that a broker takes by default
+            least: 1024 * 1024,       // the largest record that a broker takes by default
+            most: 1024 * 1024 * 1024, // librdkafka's own queue has 2 GiB at most
         },
         Fallback::Text("28MiB"),
     ),

@@ -185,7 +185,7 @@ impl<'t, 'p> Section<'t, 'p> {
     pub(super) fn size(&mut self, key: &Key) -> Option<usize> {
         let form = key.kind.form();
         let fits = |bytes: &u64| match form {
-            Form::Size { least } => *bytes >= least,
+            Form::Size { least, most } => (least..=most).contains(bytes),
             _ => true,
         };
         self.parse(key, |text| {

@@ -47,6 +47,8 @@ pub struct Inquiry {
     /// Topics that are not what they were, and whether that was said.
     changed: HashMap<String, bool>,
     away: Option<SendError>,
+    /// It has gone once more since it was asked for.
+    gone_since: bool,
     probe_at: Instant,
 }
 
@@ -54,7 +56,7 @@ impl Inquiry {
     /// Nothing is asked yet of the cluster, which has this id.
     pub fn new(topics: Topics, cluster: String) -> Self {
         let (topics, probe_at) = (Some(topics), Instant::now());
-        Self { topics, asking: None, cluster, changed: HashMap::new(), away: None, probe_at }
+        Self { topics, asking: None, cluster, changed: HashMap::new(), away: None, gone_since: false, probe_at }
     }
 
     /// What is known of a topic.
@@ -109,6 +111,7 @@ impl Inquiry {
     /// Notes that no broker answers.
     pub fn gone(&mut self, error: SendError) {
         self.learn_why(error);
+        self.gone_since = true;
         self.probe_at = later(Instant::now(), PROBE_EVERY);
     }
 
@@ -135,6 +138,7 @@ impl Inquiry {
             return;
         }
         let Some(mut topics) = self.topics.take() else { return };
+        self.gone_since = false;
         self.asking = Some(Box::pin(async move {
             let back = topics.cluster().await;
             (topics, Answer::Back(back))
@@ -157,6 +161,7 @@ impl Inquiry {
             Answer::Back(Ok(cluster)) if cluster != self.cluster => {
                 return Err(Trouble::Refused(other_cluster(&self.cluster, &cluster)));
             }
+            Answer::Back(Ok(_)) if self.gone_since => {} // asked once more
             Answer::Back(Ok(_)) => self.away = None,
             Answer::Back(Err(error)) => self.gone(error),
             Answer::Reached(reached) => reached.map_err(Trouble::Send)?,

@@ -174,7 +174,7 @@ impl Lane {
         self.desk.metrics.leader.set(1);
         self.desk.note(|status| (status.epoch, status.cursor) = (Some(lease.epoch().get()), Some(cursor.to_string())));
         self.led_since = Some(Instant::now());
-        let end = self.pump(parts, lease, cursor).await;
+        let end = Box::pin(self.pump(parts, lease, cursor)).await;
         self.desk.metrics.leader.set(0);
         self.desk.metrics.parked_streams.set(0);
         self.desk.metrics.in_flight.set(0);

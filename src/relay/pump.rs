@@ -22,6 +22,7 @@ use super::verdict::{self, Trouble};
 use super::waker::Waker;
 use crate::config::relay::Relay;
 use crate::outbox::cursor::Cursor;
+use crate::sink::kafka::topics::is_missing;
 use crate::source::poll::Poll;
 use crate::source::{Batch, SourceError};
 use crate::store::guards::Refusal;
@@ -257,16 +258,12 @@ impl<'l> Pump<'l> {
         if self.stop_by.is_some() || parked.is_empty() {
             return None;
         }
-        if parked.has_due() && parked.next().is_none() {
-            let streams = parked.take_due(STREAMS_AT_ONCE);
-            if !streams.is_empty() {
-                return Some(Errand::Fetch(streams, self.relay.in_flight.size_bytes / AGAIN_SHARE));
-            }
-        }
-        (self.look_at <= now).then(|| {
+        if self.look_at <= now {
             self.look_at = later(now, DECISIONS);
-            Errand::Look
-        })
+            return Some(Errand::Look); // before what is read: it may have been given up because it cannot be
+        }
+        let streams = if parked.next().is_none() { parked.take_due(STREAMS_AT_ONCE) } else { Vec::new() };
+        (!streams.is_empty()).then_some(Errand::Fetch(streams, self.relay.in_flight.size_bytes / AGAIN_SHARE))
     }
 
     /// A statement on the writer's connection has ended.
@@ -316,7 +313,7 @@ impl<'l> Pump<'l> {
             }
             (None, None) if self.is_unacknowledged() => (LaneState::Waiting, Some(UNACKNOWLEDGED), Some(REPLICAS_HINT)),
             (None, None) if self.is_unread() => (LaneState::Waiting, Some(UNREAD), Some(READ_HINT)),
-            (None, None) if self.unproven => return,
+            (None, None) if self.unproven || self.sender.inquiry.is_busy() => return,
             (None, None) if self.sender.is_careful() => (LaneState::Relaying, Some(CAREFUL), None),
             (None, None) => (LaneState::Relaying, None, None),
         };
@@ -375,6 +372,7 @@ impl<'l> Pump<'l> {
         let patience = match ended {
             _ if stopping => Duration::ZERO,
             Err(Trouble::Fenced) => Duration::ZERO,
+            Err(Trouble::Send(ref error)) if is_missing(error) => Duration::ZERO, // before somebody makes it: see `Topics::learn`
             _ => self.terms.socket_timeout.min(until_fence),
         };
         let desk = self.desk;

@@ -15,7 +15,7 @@ use crate::relay::pending::later;
 use crate::relay::status::LaneState;
 use crate::relay::verdict::Trouble;
 use crate::routing::Rejection;
-use crate::sink::kafka::topics::Topics;
+use crate::sink::kafka::topics::{Topics, is_missing};
 use crate::telemetry::changes;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -119,6 +119,13 @@ impl Sender<'_> {
         Step::Wait
     }
 
+    /// Kafka has answered: what the lane waits for can be there.
+    pub(super) fn hope(&mut self) {
+        if let Some(standing) = self.standing.as_mut().filter(|standing| standing.state == LaneState::Waiting) {
+            (standing.retry_at, self.failed_tries) = (Instant::now(), 0);
+        }
+    }
+
     /// Tries the head again, if its time has come.
     pub fn try_again_if_due(&mut self, now: Instant) {
         if self.inquiry.is_busy() {
@@ -150,7 +157,11 @@ impl Sender<'_> {
     /// The producer's batches are too large for a topic, a topic is gone to which records are under way, it is another cluster, or the
     /// producer does not reach it.
     pub fn answered(&mut self, topics: Topics, answer: Answer) -> Result<(), Trouble> {
+        let was_away = self.inquiry.away().is_some();
         let learnt = self.inquiry.finish(topics, answer)?;
+        if was_away && self.inquiry.away().is_none() {
+            self.hope();
+        }
         self.believe();
         let Some(Learnt { topic, partitions_before, answer }) = learnt else { return Ok(()) };
         match answer {
@@ -170,10 +181,11 @@ impl Sender<'_> {
             }
             Err(error) => {
                 let is_under_way = self.ledger.open_events() > 0 && self.inquiry.known(&topic).is_some();
-                if is_under_way && error.code.starts_with("UnknownTopic") {
+                if is_under_way && is_missing(&error) {
                     return Err(Trouble::Send(error));
                 }
-                self.stand(LaneState::Waiting, error.to_string(), error.hint, Some(Before::Learn(topic)));
+                self.inquiry.changed(&topic, 0); // who needs it asks again; by then it may be nobody
+                self.stand(LaneState::Waiting, error.to_string(), error.hint, None);
             }
         }
         Ok(())

@@ -75,6 +75,7 @@ impl<'l> Sender<'l> {
         }
         if delivered > 0 {
             self.inquiry.back();
+            self.hope();
             self.desk.metrics.records_delivered.inc_by(delivered);
         }
         self.believe();

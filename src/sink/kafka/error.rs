@@ -65,7 +65,7 @@ fn plain(code: Code) -> String {
     text.split_once(": ").map_or(text.clone(), |(_, rest)| rest.trim_end_matches(')').to_owned())
 }
 
-/// librdkafka says that the brokers belong to another cluster than those before. Until that is looked into, nobody is there.
+/// librdkafka says that the brokers belong to another cluster than those before: the lane has to look into that with clients that know neither.
 pub fn other_cluster(message: &str) -> SendError {
     SendError {
         kind: SendErrorKind::Environment,

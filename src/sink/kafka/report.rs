@@ -112,8 +112,10 @@ impl ClientContext for Context {
         if let Some((topic, partitions)) = changed_topic(facility, message) {
             self.reports.push(Report::Changed(topic.to_owned(), partitions));
         }
-        if facility == "CLUSTERID" {
-            self.reports.push(Report::Away(Box::new(error::other_cluster(message)))); // `rdkafka_metadata.c`: another one than before
+        if facility == "CLUSTERID" && !matches!(level, RDKafkaLogLevel::Debug) {
+            let other = error::other_cluster(message); // `rdkafka_metadata.c`
+            self.reports.push(Report::Away(Box::new(other.clone()))); // what comes now is not believed
+            self.reports.push(Report::Broken(Box::new(other)));
         }
         log(level, facility, message);
     }

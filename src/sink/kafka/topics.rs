@@ -10,7 +10,7 @@ use rdkafka::message::DeliveryResult;
 use rdkafka::metadata::Metadata;
 use rdkafka::producer::{BaseProducer, NoCustomPartitioner, Producer, ProducerContext};
 use rdkafka::{ClientConfig, ClientContext};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -55,6 +55,8 @@ pub struct Topics {
     properties: ClientConfig,
     create: Option<CreateTopics>,
     known: HashMap<String, Topic>,
+    /// Those of them that were missing when they were asked for last.
+    gone: HashSet<String>,
 }
 
 struct Clients {
@@ -153,7 +155,7 @@ impl Topics {
     pub fn new(config: &Kafka, socket_timeout: Duration) -> Result<Self, SendError> {
         let properties = options::client(config, socket_timeout);
         let clients = Some(Arc::new(Clients::new(&properties)?));
-        Ok(Self { clients, properties, create: config.create_topics, known: HashMap::new() })
+        Ok(Self { clients, properties, create: config.create_topics, known: HashMap::new(), gone: HashSet::new() })
     }
 
     fn clients(&self) -> Result<Arc<Clients>, SendError> {
@@ -200,7 +202,9 @@ impl Topics {
         self.known.iter().min_by_key(|(_, topic)| topic.learnt_at).map(|(name, topic)| (name.as_str(), topic))
     }
 
-    /// Asks about a topic, and makes it if that is configured.
+    /// Asks about a topic, and makes it if that is configured. One that was there before is made when it is asked for once more, so that
+    /// whoever has records under way to it can take them back. In a partition that does not know their producer, the later ones
+    /// may be stored before the earlier ones are tried again; these then count as duplicates, and are lost.
     ///
     /// # Errors
     /// It does not exist, may not be seen, or could not be made.
@@ -215,9 +219,15 @@ impl Topics {
 
     async fn ask_topic(&mut self, topic: &str) -> Result<Topic, SendError> {
         let partitions = match self.partitions(topic).await {
-            Err(missing) if is_missing(&missing) && self.create.is_some() => self.make(topic).await?,
+            Err(missing) if is_missing(&missing) && self.create.is_some() => {
+                if self.known.contains_key(topic) && self.gone.insert(topic.to_owned()) {
+                    return Err(missing);
+                }
+                self.make(topic).await?
+            }
             other => other?,
         };
+        self.gone.remove(topic);
         let slot = self.known.get(topic).map_or(self.known.len(), |known| known.slot);
         let learnt = Topic { slot, partitions, ..self.limits(topic).await? };
         self.known.insert(topic.to_owned(), learnt);

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::support::checker::{Checker, Kill, Verdict};
 use crate::support::eventually::{PATIENCE, eventually};
 use crate::support::kafka::{Kafka, Reader};
-use crate::support::postgres::{Database, Role};
+use crate::support::postgres::{Database, Place, Role};
 use crate::support::relay::Relay;
 use crate::support::said::says;
 use crate::support::seed;
@@ -97,6 +97,12 @@ impl Stage {
     pub(super) async fn note_unsaved(&mut self) {
         self.note_open().await;
         self.kills.last_mut().expect("a kill").ends = self.ends().await;
+    }
+
+    /// The same where a session has ended at some moment since the cursor stood at `place`: it may have sent all that was not settled there.
+    pub(super) async fn note_since(&mut self, place: &Place) {
+        let open = self.database.unsettled(place).await;
+        self.kills.push(Kill { in_flight: IN_FLIGHT, ends: self.ends().await, ..open });
     }
 
     /// Waits for so many records.

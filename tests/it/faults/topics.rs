@@ -41,6 +41,7 @@ async fn a_topic_is_deleted(name: &str, maker: Maker) {
     proxy.flow(Direction::Requests, Flow::Hold);
     proxy.is_quiet().await;
     stage.note_open().await;
+    let place = stage.database.place().await;
     let records = stage.kafka.read(&topic).await;
     stage.kafka.delete_topic(&topic).await;
     proxy.flow(Direction::Requests, Flow::Pass);
@@ -62,6 +63,7 @@ async fn a_topic_is_deleted(name: &str, maker: Maker) {
                 if log.contains("topic made") { Ok(()) } else { Err(format!("{:?}", stage.relay.status().await)) }
             })
             .await;
+            stage.note_since(&place).await;
             "the log says: topic made".to_owned()
         }
     };

@@ -80,6 +80,33 @@ async fn a_discarded_event_is_kept_and_what_follows_it_is_sent() {
     stop(&mut relay).await;
 }
 
+/// A lane waits for a topic only as long as somebody needs it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_that_is_sent_again_to_a_topic_that_is_gone_can_be_given_up() {
+    const NAME: &str = "an_event_that_is_sent_again_to_a_topic_that_is_gone";
+    let (database, kafka) = (Database::migrated(NAME).await, Kafka::create(NAME));
+    let order = kafka.create_topic("order", 1).await;
+    let gone = kafka.create_topic_with("gone", 1, &[("max.message.bytes", "20000")]).await;
+    write(&database, &HUGE.replace("'order'", "'gone'")).await;
+    let mut relay = Relay::new(&database.url(Role::Relay), &kafka).await;
+    relay.start();
+    let event = are_parked(&relay, 1).await[0]["event_id"].as_str().unwrap().to_owned();
+    kafka.delete_topic(&gone).await;
+    decides(&relay, &["retry", &event]).await;
+    eventually("the lane waits for the topic", PATIENCE, async || {
+        let status = relay.status().await.map_err(|error| format!("{error:#}"))?;
+        let reason = status["lanes"][0]["waits_for"].as_str().unwrap_or_default();
+        if reason.contains(&gone) { Ok(()) } else { Err(status.to_string()) }
+    })
+    .await;
+    write_numbers(&database, "order", 1..=3).await;
+
+    decides(&relay, &["discard", &event, "--yes"]).await;
+    assert_eq!(values(&arrive(&mut kafka.reader(&[&order]), 3, &relay).await), numbers(1..=3));
+    are_parked(&relay, 0).await;
+    stop(&mut relay).await;
+}
+
 /// Parks rows of a stream, each of `blocks` times 32 bytes that do not compress.
 fn parks(stream: &str, rows: i32, blocks: i32) -> String {
     format!(
