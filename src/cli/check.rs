@@ -3,13 +3,12 @@
 use super::output::{self, Format};
 use super::{Exit, File, block_on, variables};
 use crate::config::Config;
-use crate::config::kafka::Kafka;
 use crate::config::route::{Part, Policy};
 use crate::db::{self, DbError, Purpose, Session, doorbell};
 use crate::outbox::lane::LaneId;
 use crate::relay::leadership::Terms;
 use crate::sink::SendError;
-use crate::sink::kafka::topics::{self, Topics};
+use crate::sink::kafka::topics::{self, Missing, Topics};
 use crate::store::decisions::{self, Filter};
 use crate::store::standing::{Finding, Severity};
 use crate::store::{guards, holders, standing};
@@ -81,12 +80,11 @@ async fn look(config: &Config) -> Vec<Line> {
 /// Returns the id of the cluster, if it answers.
 async fn kafka(config: &Config, lines: &mut Vec<Line>) -> Option<String> {
     let asked = async {
-        let looking = Kafka { create_topics: None, ..config.kafka.clone() }; // a look makes nothing
-        let mut topics = Topics::new(&looking, Terms::of(config.relay.lease).socket_timeout)?;
+        let mut topics = Topics::new(&config.kafka, Terms::of(config.relay.lease).socket_timeout)?;
         let cluster = topics.cluster().await?;
         lines.push(Line::new("kafka", "ok", format!("cluster {cluster}"), None));
         for topic in fixed_topics(config) {
-            match topics.learn(&topic).await {
+            match topics.learn(&topic, Missing::Stays).await {
                 Ok(found) => lines.push(Line::new(
                     "kafka",
                     "ok",

@@ -4,7 +4,7 @@
 use super::pending::{Pending, later};
 use super::verdict::Trouble;
 use crate::sink::SendError;
-use crate::sink::kafka::topics::{Topic, Topics};
+use crate::sink::kafka::topics::{Missing, Topic, Topics};
 use crate::store::guards::other_cluster;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -92,12 +92,12 @@ impl Inquiry {
     }
 
     /// Asks about a topic, unless a question is under way.
-    pub fn ask_about(&mut self, topic: String) {
+    pub fn ask_about(&mut self, topic: String, missing: Missing) {
         let Some(mut topics) = self.topics.take() else { return };
         let is_told = self.changed.remove(&topic).unwrap_or_default();
         self.asking = Some(Box::pin(async move {
             let partitions_before = topics.get(&topic).filter(|_| !is_told).map(|known| known.partitions);
-            let answer = topics.learn(&topic).await;
+            let answer = topics.learn(&topic, missing).await;
             (topics, Answer::Topic(Learnt { topic, partitions_before, answer }))
         }));
     }
@@ -148,6 +148,11 @@ impl Inquiry {
     /// When [`Inquiry::probe_if_due`] has something to do.
     pub fn next_time(&self) -> Option<Instant> {
         (self.away.is_some() && !self.is_busy()).then_some(self.probe_at)
+    }
+
+    /// Whether the topic was there in this session.
+    pub fn has_known(&self, topic: &str) -> bool {
+        self.topics.as_ref().is_some_and(|topics| topics.get(topic).is_some())
     }
 
     /// Takes an answer; hands on what it says of a topic.

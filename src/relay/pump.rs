@@ -285,6 +285,7 @@ impl<'l> Pump<'l> {
             }
             Finished::Nothing | Finished::Ran(Ran::Fetched(..)) => {} // when stopping, what is parked is read again by the next one
             Finished::Ran(Ran::Decided(streams)) => {
+                self.look_at = later(Instant::now(), DECISIONS);
                 let (mut shortened, mut released) = (0_usize, 0_usize);
                 for (stream, given_up) in &streams {
                     if *given_up {
@@ -308,6 +309,7 @@ impl<'l> Pump<'l> {
         let (state, reason, hint) = match (&self.sender.standing, self.sender.inquiry.away()) {
             _ if self.stop_by.is_some() => (LaneState::Draining, None, None),
             (Some(standing), _) => (standing.state, Some(standing.reason.as_str()), standing.hint.as_deref()),
+            (None, _) if self.sender.inquiry.is_busy() && self.desk.status().state == LaneState::Waiting => return,
             (None, Some(away)) => {
                 (LaneState::Waiting, Some(away.what.as_str()), Some(away.hint.as_deref().unwrap_or(AWAY_HINT)))
             }

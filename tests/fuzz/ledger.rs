@@ -392,15 +392,14 @@ impl Session {
             Statement::Remove(self.ledger.take_releases())
         } else if self.parked.is_empty() {
             return;
-        } else if self.parked.has_due() && self.parked.next().is_none() {
-            let asked = self.parked.take_due(2);
-            if asked.is_empty() {
-                return;
-            }
-            let answer = (sees == Sees::AtFirst).then(|| database.fetch(&asked, 3, 2));
-            Statement::Fetch(asked, answer)
         } else {
-            Statement::Look((sees == Sees::AtFirst).then(|| database.look()))
+            let asked = if self.parked.next().is_none() { self.parked.take_due(2) } else { Vec::new() };
+            if asked.is_empty() {
+                Statement::Look((sees == Sees::AtFirst).then(|| database.look()))
+            } else {
+                let answer = (sees == Sees::AtFirst).then(|| database.fetch(&asked, 3, 2));
+                Statement::Fetch(asked, answer)
+            }
         };
         if job == Job::Save {
             self.parkable.clear();

@@ -142,7 +142,11 @@ async fn a_missing_topic_is_said_and_waited_for() {
     let mut relay = Relay::new(&database.url(Role::Relay), &kafka).await;
     relay.start();
     let topic = kafka.topic("order");
-    let words = [&format!("topic {topic}: "), "Unknown topic", "create the topic, or set `kafka.create_topics`"];
+    let words = [
+        &format!("topic {topic}: "),
+        "Unknown topic",
+        "create the topic, or leave it to outboxd with `kafka.create_topics`",
+    ];
     let reason = says(&relay, "default", "waiting", &words).await;
     assert_eq!(reason, format!("topic {topic}: Unknown topic or partition (UnknownTopicOrPartition)"));
     kafka.create_topic("order", 1).await;

@@ -15,7 +15,7 @@ use crate::relay::pending::later;
 use crate::relay::status::LaneState;
 use crate::relay::verdict::Trouble;
 use crate::routing::Rejection;
-use crate::sink::kafka::topics::{Topics, is_missing};
+use crate::sink::kafka::topics::{Missing, Topics, is_missing};
 use crate::telemetry::changes;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -119,10 +119,10 @@ impl Sender<'_> {
         Step::Wait
     }
 
-    /// Kafka has answered: what the lane waits for can be there.
+    /// What the lane waits for can be there, or be no longer wanted: it looks soon.
     pub(super) fn hope(&mut self) {
         if let Some(standing) = self.standing.as_mut().filter(|standing| standing.state == LaneState::Waiting) {
-            (standing.retry_at, self.failed_tries) = (Instant::now(), 0);
+            standing.retry_at = standing.retry_at.min(later(Instant::now(), STANDING.first));
         }
     }
 
@@ -133,7 +133,7 @@ impl Sender<'_> {
         }
         let Some(standing) = self.standing.as_mut().filter(|standing| standing.retry_at <= now) else { return };
         match standing.before.take() {
-            Some(Before::Learn(topic)) => self.inquiry.ask_about(topic), // what it stands for is said until the answer is there
+            Some(Before::Learn(topic)) => self.ask_about(topic), // what it stands for is said until the answer is there
             Some(Before::Probe(key)) => (self.probe, self.standing) = (Some(Probe { key, sent: false }), None),
             None => self.standing = None,
         }
@@ -147,8 +147,13 @@ impl Sender<'_> {
             && self.inquiry.away().is_none()
             && let Some(topic) = self.inquiry.older_than(DOUBT)
         {
-            self.inquiry.ask_about(topic);
+            self.ask_about(topic);
         }
+    }
+
+    pub(super) fn ask_about(&mut self, topic: String) {
+        let is_under_way = self.ledger.open_events() > 0 && self.inquiry.has_known(&topic);
+        self.inquiry.ask_about(topic, if is_under_way { Missing::Stays } else { Missing::Make });
     }
 
     /// An answer of the cluster.
@@ -180,7 +185,7 @@ impl Sender<'_> {
                 }
             }
             Err(error) => {
-                let is_under_way = self.ledger.open_events() > 0 && self.inquiry.known(&topic).is_some();
+                let is_under_way = self.ledger.open_events() > 0 && self.inquiry.has_known(&topic);
                 if is_under_way && is_missing(&error) {
                     return Err(Trouble::Send(error));
                 }
@@ -210,6 +215,7 @@ impl Sender<'_> {
         if let Some(event) = begun {
             self.parked.put_back(event);
         }
+        self.hope(); // it may be what the lane waits for
     }
 
     /// The table knows that a parked event was refused again.

@@ -386,7 +386,7 @@ impl<'l> Sender<'l> {
     }
 
     fn learn(&mut self, topic: String) -> Step {
-        self.inquiry.ask_about(topic);
+        self.ask_about(topic);
         Step::Wait
     }
 

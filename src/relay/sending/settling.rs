@@ -75,7 +75,9 @@ impl<'l> Sender<'l> {
         }
         if delivered > 0 {
             self.inquiry.back();
-            self.hope();
+            if self.inquiry.away().is_none() {
+                self.hope();
+            }
             self.desk.metrics.records_delivered.inc_by(delivered);
         }
         self.believe();

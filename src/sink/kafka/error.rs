@@ -100,7 +100,7 @@ pub fn describe_fatal(text: &str) -> Option<SendError> {
 fn hint(code: Code) -> Option<&'static str> {
     Some(match code {
         Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => {
-            "create the topic, or set `kafka.create_topics`; outboxd goes on by itself"
+            "create the topic, or leave it to outboxd with `kafka.create_topics`; it goes on by itself"
         }
         Code::TopicAuthorizationFailed
         | Code::ClusterAuthorizationFailed

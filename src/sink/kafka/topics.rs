@@ -10,7 +10,7 @@ use rdkafka::message::DeliveryResult;
 use rdkafka::metadata::Metadata;
 use rdkafka::producer::{BaseProducer, NoCustomPartitioner, Producer, ProducerContext};
 use rdkafka::{ClientConfig, ClientContext};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -48,6 +48,17 @@ pub struct Topic {
     pub learnt_at: Instant,
 }
 
+/// What becomes of a topic that is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// It is made, if that is configured.
+    Make,
+    /// It stays so, as it has to while records are under way to one that was there before: in a partition that does not know their producer,
+    /// later ones can be stored before earlier ones are tried again; these then count as duplicates, and are lost. Other outboxes and
+    /// operators do not know of those records.
+    Stays,
+}
+
 /// Asks the cluster about itself and its topics.
 pub struct Topics {
     /// `None` while it is dropped, and after a failure: see [`super::KafkaSink::reaches`].
@@ -55,8 +66,6 @@ pub struct Topics {
     properties: ClientConfig,
     create: Option<CreateTopics>,
     known: HashMap<String, Topic>,
-    /// Those of them that were missing when they were asked for last.
-    gone: HashSet<String>,
 }
 
 struct Clients {
@@ -155,7 +164,7 @@ impl Topics {
     pub fn new(config: &Kafka, socket_timeout: Duration) -> Result<Self, SendError> {
         let properties = options::client(config, socket_timeout);
         let clients = Some(Arc::new(Clients::new(&properties)?));
-        Ok(Self { clients, properties, create: config.create_topics, known: HashMap::new(), gone: HashSet::new() })
+        Ok(Self { clients, properties, create: config.create_topics, known: HashMap::new() })
     }
 
     fn clients(&self) -> Result<Arc<Clients>, SendError> {
@@ -202,32 +211,26 @@ impl Topics {
         self.known.iter().min_by_key(|(_, topic)| topic.learnt_at).map(|(name, topic)| (name.as_str(), topic))
     }
 
-    /// Asks about a topic, and makes it if that is configured. One that was there before is made when it is asked for once more, so that
-    /// whoever has records under way to it can take them back. In a partition that does not know their producer, the later ones
-    /// may be stored before the earlier ones are tried again; these then count as duplicates, and are lost.
+    /// Asks about a topic.
     ///
     /// # Errors
     /// It does not exist, may not be seen, or could not be made.
-    pub async fn learn(&mut self, topic: &str) -> Result<Topic, SendError> {
+    pub async fn learn(&mut self, topic: &str, missing: Missing) -> Result<Topic, SendError> {
         self.renew_clients()?;
-        let answer = self.ask_topic(topic).await;
+        let answer = self.ask_topic(topic, missing).await;
         if answer.is_err() {
             self.end_clients();
         }
         answer
     }
 
-    async fn ask_topic(&mut self, topic: &str) -> Result<Topic, SendError> {
+    async fn ask_topic(&mut self, topic: &str, missing: Missing) -> Result<Topic, SendError> {
         let partitions = match self.partitions(topic).await {
-            Err(missing) if is_missing(&missing) && self.create.is_some() => {
-                if self.known.contains_key(topic) && self.gone.insert(topic.to_owned()) {
-                    return Err(missing);
-                }
+            Err(error) if is_missing(&error) && self.create.is_some() && missing == Missing::Make => {
                 self.make(topic).await?
             }
             other => other?,
         };
-        self.gone.remove(topic);
         let slot = self.known.get(topic).map_or(self.known.len(), |known| known.slot);
         let learnt = Topic { slot, partitions, ..self.limits(topic).await? };
         self.known.insert(topic.to_owned(), learnt);
@@ -357,9 +360,9 @@ fn is_silence(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-/// Whether there is no such topic.
+/// Whether there is no such topic, or, as librdkafka says of records, none any more.
 pub fn is_missing(error: &SendError) -> bool {
-    ["UnknownTopicOrPartition", "UnknownTopic"].contains(&error.code.as_str())
+    ["UnknownTopicOrPartition", "UnknownTopic", "UnknownPartition"].contains(&error.code.as_str())
 }
 
 fn away(what: &str) -> SendError {

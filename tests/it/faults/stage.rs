@@ -101,7 +101,8 @@ impl Stage {
 
     /// The same where a session has ended at some moment since the cursor stood at `place`: it may have sent all that was not settled there.
     pub(super) async fn note_since(&mut self, place: &Place) {
-        let open = self.database.unsettled(place).await;
+        let until_now = place.until(self.database.place().await);
+        let open = self.database.unsettled(&until_now).await;
         self.kills.push(Kill { in_flight: IN_FLIGHT, ends: self.ends().await, ..open });
     }
 

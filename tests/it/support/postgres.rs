@@ -199,6 +199,13 @@ pub(crate) struct Place {
     now: String,
 }
 
+impl Place {
+    /// This place at the time of a later one.
+    pub(crate) fn until(&self, later: Self) -> Self {
+        Self { now: later.now, ..self.clone() }
+    }
+}
+
 /// How often a connection is tried that breaks off: a server may just be starting, or being promoted.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(250);
