@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use outboxd::config::problem::Problem;
 use outboxd::config::route::is_legal_topic;
 use outboxd::config::{self, Config};
-use toml::{Table, Value};
+use toml::de::{DeTable, DeValue};
 
 use crate::bytes::parts;
 
@@ -99,17 +99,22 @@ fn hides(path: &str) -> bool {
 }
 
 /// Whether the secret stands in the file only where it is hidden; in a file that cannot be read, it stands nowhere else.
-fn is_hidden(value: &Value, path: &str) -> bool {
+fn is_hidden(value: &DeValue<'_>, path: &str) -> bool {
     match value {
-        Value::Table(table) => table.iter().all(|(name, inner)| {
-            let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-            !name.contains(SECRET) && is_hidden(inner, &path)
-        }),
-        Value::Array(items) => items.iter().all(|item| is_hidden(item, path)),
-        Value::String(text) if path == "postgres.url" => is_hidden_in(text),
-        Value::String(text) => !text.contains(SECRET) || hides(path),
-        other => !other.to_string().contains(SECRET),
+        DeValue::Table(table) => is_hidden_below(table, path),
+        DeValue::Array(items) => items.iter().all(|item| is_hidden(item.get_ref(), path)),
+        DeValue::String(text) if path == "postgres.url" => is_hidden_in(text),
+        DeValue::String(text) => !text.contains(SECRET) || hides(path),
+        DeValue::Integer(_) | DeValue::Float(_) | DeValue::Boolean(_) | DeValue::Datetime(_) => true, // letters that the word has not
     }
+}
+
+fn is_hidden_below(table: &DeTable<'_>, path: &str) -> bool {
+    table.iter().all(|(name, inner)| {
+        let name = name.get_ref();
+        let path = if path.is_empty() { name.to_string() } else { format!("{path}.{name}") };
+        !name.contains(SECRET) && is_hidden(inner.get_ref(), &path)
+    })
 }
 
 /// Parameters of an address that are shown. Of any other the name and the value may be a secret.
@@ -168,9 +173,8 @@ pub(crate) fn target(input: &[u8]) {
     let mut parts = parts(input).into_iter();
     let text = parts.next().unwrap_or_default();
     let (variables, hidden) = variables(parts);
-    let written = text.parse::<Table>();
-    // of a file that cannot be read, a finding repeats nothing
-    let hidden = hidden && written.as_ref().map_or(true, |table| is_hidden(&Value::Table(table.clone()), ""));
+    // read as the daemon reads it, which takes a number of any size; of a file that cannot be read, a finding repeats nothing
+    let hidden = hidden && DeTable::parse(&text).map_or(true, |table| is_hidden_below(table.get_ref(), ""));
     let planted = if hidden { Planted::Hidden } else { Planted::Open };
     match config::load(&text, &variables) {
         Ok(config) => valid(&config, &text, &variables, planted),
