@@ -206,6 +206,12 @@ impl Running {
         }
     }
 
+    /// Waits until it ends by itself, which is an error.
+    pub(crate) async fn ended(&mut self) -> anyhow::Result<()> {
+        let status = self.child.wait().await?;
+        bail!("it ended: {status}")
+    }
+
     /// SIGTERM. It has to end with 0: all that was sent is settled and saved.
     pub(crate) async fn stop(&mut self) -> anyhow::Result<()> {
         // By the shell, which has `kill` built in: no dependency for one signal.

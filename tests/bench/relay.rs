@@ -232,7 +232,13 @@ impl Outboxd {
         self.begin(topic, Start::Latest)?;
         let outbox = self.outbox()?;
         self.daemon.doorbell(&self.admin, outbox, Hang::Up).await?;
-        until(&self.admin, &format!("{CURSOR}'{outbox}')"), Answer::Yes).await.with_context(|| self.log_end())
+        let has_cursor = format!("{CURSOR}'{outbox}')");
+        let running = self.running.as_mut().context("the daemon was not started")?;
+        let saved = tokio::select! {
+            saved = until(&self.admin, &has_cursor, Answer::Yes) => saved,
+            ended = running.ended() => ended,
+        };
+        saved.with_context(|| self.log_end())
     }
 
     async fn pause(&mut self) -> anyhow::Result<()> {
