@@ -10,7 +10,7 @@
 //! | 5 | [`relay`] | orchestration: only here and in `cli` meet Postgres and Kafka |
 //! | 4 | [`source`], [`sink`], [`store`] | reads events; writes records; what the relay owns in Postgres |
 //! | 3 | [`routing`], [`db`] | event to records, pure; Postgres plumbing |
-//! | 2 | [`telemetry`], [`supervise`], [`backoff`] | how the process speaks; who owns a task; how long to wait |
+//! | 2 | [`telemetry`], [`supervise`], [`backoff`], [`naps`] | how the process speaks; who owns a task; how long to wait, and waiting |
 //! | 1 | [`config`] | what the operator wrote, as valid values |
 //! | 0 | [`outbox`] | the words as types, pure |
 //!
@@ -25,6 +25,7 @@ pub mod cli;
 pub mod config;
 pub mod db;
 pub mod http;
+pub mod naps;
 pub mod outbox;
 pub mod relay;
 pub mod routing;

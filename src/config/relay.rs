@@ -54,8 +54,8 @@ const MAX: Key = Key {
     kind: Kind::Value(POLL_RANGE, Fallback::Text("250ms")),
 };
 
-/// Below a millisecond the timer does not follow; above an hour the relay looks dead.
-const POLL_RANGE: Form = Form::Duration { least: Duration::from_millis(1), most: Duration::from_hours(1) };
+/// Below, a read takes longer; above an hour the relay looks dead.
+const POLL_RANGE: Form = Form::Duration { least: Duration::from_micros(200), most: Duration::from_hours(1) };
 
 const POLL: Key = Key {
     name: "poll",

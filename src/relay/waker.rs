@@ -10,6 +10,7 @@ use crate::backoff::Backoff;
 use crate::config::relay::Poll;
 use crate::config::secret::Secret;
 use crate::db::Server;
+use crate::naps::nap;
 use crate::source::poll::doorbell::{Deaf, LaidDown, Sleeper, Woken};
 use crate::source::poll::pace::{Pace, Traffic};
 use crate::telemetry::changes;
@@ -25,10 +26,6 @@ const WRITER_ACTIVE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 /// How long the reader waits until writers have been told that it is up: they answer at once, or it goes on without.
 const GETTING_UP: Duration = Duration::from_millis(20);
-/// tokio's timer counts whole milliseconds and rounds up twice: 1.6 ms took 2.7 in the median.
-const TIMER_SLACK: Duration = Duration::from_millis(1);
-/// Of what is left then; it is no busy loop.
-const SHORTEST: Duration = Duration::from_micros(1);
 /// Between two tries to hear the bell.
 const RETRY: Backoff = Backoff { first: Duration::from_millis(50), most: Duration::from_secs(5) };
 const POLLING: &str = "the relay polls until it hears the doorbell, at most every 250 ms";
@@ -80,14 +77,10 @@ impl Waker {
 
     /// Waits until it is time for the next read, when the last one `took` so long.
     pub async fn wait(&mut self, traffic: Traffic, took: Duration) {
-        let pause = match self.pace.after(traffic, took) {
-            Duration::ZERO => Duration::ZERO,
-            pause => pause.saturating_sub(TIMER_SLACK).max(SHORTEST),
-        };
+        let pause = self.pace.after(traffic, took);
         match &mut self.bell {
             Some(bell) => bell.wait(traffic, self.pace.empty_reads(), pause).await,
-            None if pause.is_zero() => {}
-            None => tokio::time::sleep(pause).await,
+            None => nap(pause).await,
         }
     }
 
@@ -131,16 +124,16 @@ impl Bell {
 
     /// Lets time pass, and the doorbell do what it is at. Back earlier, to read, when it has laid down.
     async fn pass(&mut self, pause: Duration) {
-        let mut until = later(Instant::now(), pause);
+        let mut time = std::pin::pin!(nap(pause));
         loop {
             tokio::select! {
                 biased;
                 done = pending(&mut self.working) => self.done(done),
-                () = tokio::time::sleep_until(until) => return,
+                () = &mut time => return,
             }
             match self.stage {
                 Some(Stage::Down(_)) => return,
-                Some(Stage::Refused(_)) => until = later(Instant::now(), self.writer_active()),
+                Some(Stage::Refused(_)) => time.set(nap(self.writer_active())),
                 Some(Stage::Up(_)) | None => {}
             }
         }

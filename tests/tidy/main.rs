@@ -9,12 +9,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The level of each module. A module imports from lower levels only.
-const LEVELS: [(&str, u8); 14] = [
+const LEVELS: [(&str, u8); 15] = [
     ("outbox", 0),
     ("config", 1),
     ("telemetry", 2),
     ("supervise", 2),
     ("backoff", 2),
+    ("naps", 2),
     ("routing", 3),
     ("db", 3),
     ("source", 4),

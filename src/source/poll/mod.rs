@@ -125,9 +125,16 @@ impl Poll {
             self.upto = newest.map(|newest| (seen.clone(), newest));
         }
         let to = from.after_first(&seen, extent(answer.stopped_at));
-        let needs_wal = answer.flags.needs_wal;
+        let needs_wal = self.not_flushed(answer.flags.needs_wal).await?;
         self.wal = Some((seen.clone(), needs_wal));
         Ok(Batch { from: from.clone(), window_end: seen, events: answer.events, to, needs_wal })
+    }
+
+    /// Waits a little for the WAL up to `place`: here it takes no way through the lane, which has other things to wait for.
+    async fn not_flushed(&mut self, place: Option<Lsn>) -> Result<Option<Lsn>, SourceError> {
+        let Some(place) = place else { return Ok(None) };
+        let flushed = flush::reached(&mut self.session, place).await.map_err(SourceError::Db)?;
+        Ok((flushed < Some(place)).then_some(place))
     }
 
     async fn page(&mut self, from: &Cursor, s: &Snapshot, t: &Snapshot, after: RowId) -> Result<Batch, SourceError> {

@@ -14,7 +14,6 @@
 //!   flags come last and each row behind the one before.
 //! * The flags are a row of their own: as columns of every event they cost Postgres a quarter of its time in a drain.
 
-use super::flush;
 use crate::db::Answered;
 use crate::db::event::{COLUMNS, Columns, decode, number, text};
 use crate::outbox::event::RowId;
@@ -48,17 +47,14 @@ pub enum Cut {
 }
 
 /// Opens a window. `$1` S, `$2` n, with [`Cut::AtBytes`] also `$3` bytes. Returns up to n + 1 events and the flags.
-///
-/// Where there are events it waits a little until the WAL is on disk to where it was behind the snapshot: a statement of its own for
-/// that took longer.
 pub fn first(cut: Cut) -> String {
     let rows = match cut {
         Cut::Never => "w join outbox.events using (id)".to_owned(),
         Cut::AtBytes => cut_window("$3"),
     };
-    let wait = flush::wait("now.wal", "null", "now.wal::text");
     let flags = flags_row(
-        &format!("case when now.wal is null or not exists (select from w) then null\n              {wait} end"),
+        "case when now.wal is null or not exists (select from w) then null
+              when pg_current_wal_flush_lsn() < now.wal then now.wal::text end",
         "case when pg_current_xact_id_if_assigned() is null then now.s::text end",
     );
     let ids = ids("(select pg_snapshot_xmax(s) from now)", "late");
@@ -137,6 +133,13 @@ fn kept(weighed: &str, budget: &str) -> String {
     format!(
         "(select * from (select *, sum(weight) over (order by id) - weight < {budget}::bigint as kept from {weighed}) summed
           where kept) q"
+    )
+}
+
+/// How far the WAL is on disk.
+pub fn flushed() -> String {
+    format!(
+        "select case when not pg_is_in_recovery() then pg_current_wal_flush_lsn()::text end as flushed, {PID} as pid, {TIMELINE} as timeline"
     )
 }
 
