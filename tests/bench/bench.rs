@@ -32,8 +32,9 @@ mod wal;
 mod warmth;
 mod writers;
 
+use std::collections::HashSet;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail, ensure};
@@ -198,10 +199,18 @@ async fn measure(bench: &mut Bench, place: &relay::Place) -> anyhow::Result<()> 
     for command in &arguments.against {
         bench.relays.push(Relay::against(command, place, &bench.servers).await?);
     }
+    let mut names = HashSet::new();
+    let twice = bench.relays.iter().map(Relay::name).find(|name| !names.insert(*name));
+    ensure!(
+        twice.is_none(),
+        "two relays have the name {}: rename a variant's file, or leave one out",
+        twice.unwrap_or_default()
+    );
     let settings = Settings::collect(bench).await?;
     let mut output = std::io::stdout();
     writeln!(output, "{settings}")?;
     let mut report = Report::new(settings);
+    keep(&report, arguments.json.as_deref())?; // a file that cannot be written is known before anything is measured
     warm_up(bench).await?;
     let mut failed = Vec::new();
     for series in arguments.chosen() {
@@ -219,12 +228,14 @@ async fn measure(bench: &mut Bench, place: &relay::Place) -> anyhow::Result<()> 
                 failed.push(series.name());
             }
         }
-        if let Some(file) = &arguments.json {
-            report.write(file).with_context(|| format!("cannot write {}", file.display()))?;
-        }
+        keep(&report, arguments.json.as_deref())?;
     }
     ensure!(failed.is_empty(), "void, or without a result: {}", failed.join(", "));
     Ok(())
+}
+
+fn keep(report: &Report, file: Option<&Path>) -> anyhow::Result<()> {
+    file.map_or(Ok(()), |file| report.write(file).with_context(|| format!("cannot write {}", file.display())))
 }
 
 /// Sends records in bulk until the broker is warm, and single ones too where those are measured.

@@ -298,7 +298,9 @@ impl Trial<'_> {
         }
         let without = self.write(beside, Leg::Without).await?;
         self.runs.push(without);
-        Ok(())
+        // Not counted: whether all has come that was written last.
+        beside.enter(self.stage, self.topic, self.written).await?;
+        beside.leave(self.stage).await
     }
 
     async fn write(&mut self, beside: &Beside<'_>, leg: Leg) -> anyhow::Result<Run> {
