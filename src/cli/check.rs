@@ -1,7 +1,7 @@
 //! `outboxd check`: configuration, both servers, schema, grants, topics; each finding with its remedy.
 
 use super::output::{self, Format};
-use super::{Exit, File, block_on, variables};
+use super::{Exit, File, block_on, valid};
 use crate::config::Config;
 use crate::config::route::{Part, Policy};
 use crate::db::{self, DbError, Purpose, Session, doorbell};
@@ -35,9 +35,9 @@ impl Line {
 }
 
 pub(super) fn run(file: &File, format: Format) -> anyhow::Result<Exit> {
-    let (lines, broken) = match crate::config::load(&file.text, &variables()) {
+    let (lines, broken) = match valid(&file.text) {
         Err(problems) => {
-            (problems.iter().map(|problem| Line::new("config", "error", problem.to_string(), None)).collect(), true)
+            (problems.into_iter().map(|problem| Line::new("config", "error", problem, None)).collect(), true)
         }
         Ok(config) => (block_on(async { Ok(look(&config).await) })?, false),
     };
@@ -158,11 +158,9 @@ async fn ask_postgres(config: &Config, cluster: Option<String>, lines: &mut Vec<
     doorbells(config, &mut session, lines).await?;
     parked(config, &names, lines).await?;
     for holder in holders::look(&mut session).await?.iter().filter(|holder| holder.is_long()) {
-        let message = format!(
-            "{} of {} in {}, open for {:.0} s: its own events wait, no others",
-            holder.who, holder.role, holder.database, holder.age_seconds
-        );
-        lines.push(Line::new("postgres", "warning", message, Some("end it".to_owned())));
+        let (transaction, age) = (holder.transaction(), holder.age_seconds);
+        let message = format!("{transaction}, open for {age:.0} s: its own events wait, no others");
+        lines.push(Line::new("postgres", "warning", message, Some(holder.remedy())));
     }
     session.close().await;
     Ok(())

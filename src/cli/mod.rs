@@ -12,6 +12,9 @@ mod reload;
 mod run;
 mod status;
 
+use crate::config::Config;
+use crate::config::problem::Problem;
+use crate::sink::kafka::options;
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use output::Format;
@@ -150,17 +153,27 @@ fn find(given: Option<&Path>) -> anyhow::Result<File> {
 }
 
 fn read(path: &Path) -> Result<File, Ends> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Ends { exit: Exit::Configuration, message: format!("{}: {error}", path.display()) })?;
+    let text = std::fs::read_to_string(path).map_err(|error| Ends {
+        exit: Exit::Configuration,
+        message: format!("the configuration {} cannot be read: {error}", path.display()),
+    })?;
     Ok(File { path: path.to_owned(), text })
 }
 
-fn load(file: &File) -> anyhow::Result<crate::config::Config> {
-    crate::config::load(&file.text, &variables()).map_err(|problems| {
+fn load(file: &File) -> anyhow::Result<Config> {
+    Ok(valid(&file.text).map_err(|problems| {
         let list: Vec<String> = problems.iter().map(|problem| format!("{}: {problem}", file.path.display())).collect();
         let count = if list.len() == 1 { "1 problem".to_owned() } else { format!("{} problems", list.len()) };
-        Ends { exit: Exit::Configuration, message: format!("{}\n{count} in the configuration", list.join("\n")) }.into()
-    })
+        Ends { exit: Exit::Configuration, message: format!("{}\n{count} in the configuration", list.join("\n")) }
+    })?)
+}
+
+/// A configuration that librdkafka takes, too; or what is wrong with it.
+fn valid(text: &str) -> Result<Config, Vec<String>> {
+    let problems = |list: Vec<Problem>| list.iter().map(Problem::to_string).collect::<Vec<_>>();
+    let config = crate::config::load(text, &variables()).map_err(problems)?;
+    options::verify(&config.kafka).map_err(|refused| vec![refused.what])?;
+    Ok(config)
 }
 
 /// The environment; a variable that is not text cannot be ours.

@@ -1,8 +1,7 @@
 //! SIGHUP: reads file and environment again, and says what of it holds from now on. Changes nothing itself.
 
-use super::{read, variables};
+use super::{read, valid};
 use crate::config::Config;
-use crate::sink::kafka::options;
 use std::path::Path;
 
 /// What the file and the environment say now.
@@ -24,18 +23,15 @@ pub(super) fn look(path: &Path, before: &Config) -> Reading {
         Ok(file) => file,
         Err(error) => return Reading::Refused(vec![error.to_string()]),
     };
-    match crate::config::load(&file.text, &variables()) {
+    match valid(&file.text) {
         Ok(config) => compare(before, config),
-        Err(problems) => Reading::Refused(problems.iter().map(|problem| one_line(&problem.to_string())).collect()),
+        Err(problems) => Reading::Refused(problems.iter().map(|problem| one_line(problem)).collect()),
     }
 }
 
 fn compare(before: &Config, now: Config) -> Reading {
     if now == *before {
         return Reading::Unchanged;
-    }
-    if let Err(refused) = options::verify(&now.kafka) {
-        return Reading::Refused(vec![refused.what]);
     }
     let beside = Config { http: before.http.clone(), log: before.log.clone(), ..now.clone() };
     if beside == *before { Reading::Beside(Box::new(now)) } else { Reading::Lanes(Box::new(now)) }
@@ -54,7 +50,7 @@ mod tests {
 
     #[test]
     fn a_reading_says_what_has_to_change() {
-        let before = crate::config::load(BEFORE, &variables()).unwrap();
+        let before = valid(BEFORE).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("outboxd.toml");
         let read = |more: &str| {

@@ -93,7 +93,8 @@ impl Daemon {
         let hangups = signal(SignalKind::hangup()).context("listening for signals")?;
         let listen = config.http.listen;
         let listener = bind(listen).await.map_err(|message| Ends { exit: Exit::Configuration, message })?;
-        tracing::info!(version = env!("CARGO_PKG_VERSION"), %listen, outboxes = config.outboxes.len(), "outboxd started");
+        let served = listener.local_addr().unwrap_or(listen); // the port that was found, where 0 is configured
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %served, outboxes = config.outboxes.len(), "outboxd started");
         let mut daemon = Self {
             file: file.to_owned(),
             config,

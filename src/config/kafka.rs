@@ -85,7 +85,7 @@ const OWNED: &[(&str, &str)] = &[
     ("request.required.acks", "it is all: less loses events with a broker"),
     ("retries", "librdkafka tries for ever: to give up is to lose"),
     ("message.send.max.retries", "librdkafka tries for ever: to give up is to lose"),
-    ("transactional.id", "outboxd names its transactions itself"),
+    ("transactional.id", "outboxd uses no transactions of Kafka"),
     ("allow.auto.create.topics", "it is off: set `kafka.create_topics` instead"),
     ("message.max.bytes", "it follows the limits of the topics"),
     ("topic.metadata.propagation.max.ms", "it is 5 minutes: a gap in the metadata is no missing topic"),
@@ -101,6 +101,7 @@ const OWNED: &[(&str, &str)] = &[
         "nobody takes these statistics, and they would fill the memory: see outboxd's own metrics",
     ),
     ("metadata.recovery.strategy", "it is rebootstrap: without it a client that has lost its brokers finds none again"),
+    ("compression.codec", "set `compression.type` instead"),
     ("opaque", "it belongs to the program"),
     ("_cb", "it belongs to the program"),
 ];

@@ -54,6 +54,7 @@ impl Monitor {
     async fn watch(&self, said: &mut HashSet<String>) -> Result<Infallible, DbError> {
         let mut session = db::connect(&self.url, Purpose::Observe).await?;
         let mut guarded: Option<Instant> = None;
+        let mut holders_told = HashSet::new(); // at the last look: a process id comes again
         loop {
             let pause = if self.refusal.borrow().is_some() { LOOK_EVERY } else { GUARD_EVERY };
             if guarded.is_none_or(|at| at.elapsed() >= pause) {
@@ -65,7 +66,7 @@ impl Monitor {
                 self.desk.note(|status| status.open_transactions.clear());
             } else {
                 self.desk.look(Some(backlog::look(&mut session, self.desk.outbox(), self.lane).await?));
-                self.holders(&mut session, said).await?;
+                self.holders(&mut session, &mut holders_told).await?;
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
@@ -84,21 +85,16 @@ impl Monitor {
         Ok(())
     }
 
-    async fn holders(&self, session: &mut Session, said: &mut HashSet<String>) -> Result<(), DbError> {
+    async fn holders(&self, session: &mut Session, told: &mut HashSet<String>) -> Result<(), DbError> {
         let holders = holders::look(session).await?;
         let long: Vec<_> = holders.iter().filter(|holder| holder.is_long()).collect();
-        for holder in &long {
-            if said.insert(format!("{} {}", holder.database, holder.who)) {
-                changes::holder(self.desk.outbox(), &holder.who, &holder.role, &holder.database, holder.age_seconds);
-            }
+        let before = std::mem::replace(told, long.iter().map(|holder| holder.transaction()).collect());
+        for holder in long.iter().filter(|holder| !before.contains(&holder.transaction())) {
+            changes::holder(self.desk.outbox(), &holder.transaction(), holder.age_seconds, &holder.remedy());
         }
         let words = |holder: &&holders::Holder| {
             let age = humantime::format_duration(Duration::from_secs_f64(holder.age_seconds.max(0.0).round()));
-            let kind = if holder.prepared { " (prepared)" } else { "" };
-            format!(
-                "{} of {} in {}{kind}, {age}: its own events wait, no others; end it",
-                holder.who, holder.role, holder.database
-            )
+            format!("{}, {age}: its own events wait, no others; {}", holder.transaction(), holder.remedy())
         };
         let open = long.iter().map(words).collect();
         self.desk.note(|status| status.open_transactions = open);

@@ -18,6 +18,21 @@ pub struct Holder {
 }
 
 impl Holder {
+    /// Which transaction it is, and whose.
+    pub fn transaction(&self) -> String {
+        let Self { who, database, role, .. } = self;
+        let kind = if self.prepared { "prepared transaction" } else { "transaction of process" };
+        format!("{kind} {who} of {role} in {database}")
+    }
+
+    /// The statement that ends it.
+    pub fn remedy(&self) -> String {
+        match (self.prepared, &self.who) {
+            (true, gid) => format!("in {}: rollback prepared '{}'", self.database, gid.replace('\'', "''")),
+            (false, process) => format!("end it, or: select pg_terminate_backend({process})"),
+        }
+    }
+
     /// Whether it has been open for so long that somebody should look: a prepared one for a minute, another for five.
     pub fn is_long(&self) -> bool {
         self.age_seconds > if self.prepared { 60.0 } else { 300.0 }
@@ -49,4 +64,25 @@ pub async fn look(session: &mut Session) -> Result<Vec<Holder>, DbError> {
         age_seconds,
     };
     Ok(rows.into_iter().map(holder).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_says_which_it_is_and_how_it_ends() {
+        let holder = |who: &str, prepared| Holder {
+            who: who.to_owned(),
+            database: "shop".to_owned(),
+            role: "till".to_owned(),
+            prepared,
+            age_seconds: 301.0,
+        };
+        let (open, prepared) = (holder("4711", false), holder("it's", true));
+        assert_eq!(open.transaction(), "transaction of process 4711 of till in shop");
+        assert_eq!(open.remedy(), "end it, or: select pg_terminate_backend(4711)");
+        assert_eq!(prepared.transaction(), "prepared transaction it's of till in shop");
+        assert_eq!(prepared.remedy(), "in shop: rollback prepared 'it''s'");
+    }
 }

@@ -101,9 +101,9 @@ pub fn moved(outbox: &str, lane: &str, what: &str) {
 }
 
 /// A transaction holds its own events back for long.
-pub fn holder(outbox: &str, who: &str, role: &str, database: &str, age_seconds: f64) {
+pub fn holder(outbox: &str, transaction: &str, age_seconds: f64, hint: &str) {
     let age_seconds = age_seconds.round();
-    warn!(outbox, who, role, database, age_seconds, "open transaction: its own events wait, no others; end it");
+    warn!(outbox, transaction, age_seconds, hint, "open transaction: its own events wait, no others");
 }
 
 /// A standing guard found something that does not stop the lane.

@@ -204,6 +204,22 @@ async fn check_finds_nothing_where_all_is_well_and_says_what_to_do_where_not() {
 }
 
 #[tokio::test]
+async fn what_librdkafka_does_not_take_is_found_before_anything_is_started() {
+    const NAME: &str = "what_librdkafka_does_not_take";
+    let (database, kafka) = (Database::create(NAME).await, Kafka::create(NAME));
+    for (name, value) in [("linger.ms", "soon"), ("compression.type", "lz5"), ("linger.mss", "5")] {
+        let properties = toml::Value::Table([(name.to_owned(), value.into())].into_iter().collect());
+        let relay = Relay::new(&database.url(Role::Relay), &kafka).await.set("kafka.properties", properties);
+        for command in ["check", "run", "status"] {
+            let output = relay.command(&[command]).await;
+            assert_eq!(output.code, 78, "{command}: {output}");
+            let said = if command == "check" { &output.stdout } else { &output.stderr };
+            assert!(said.contains("kafka.properties") && said.contains(name), "{command}: {output}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn migrate_may_be_run_again_and_twice_at_once() {
     const NAME: &str = "migrate_may_be_run_again";
     let database = Database::create(NAME).await;

@@ -175,7 +175,7 @@ impl Sender<'_> {
                     changes::partitions_changed(self.desk.outbox(), &topic);
                     self.warmth.cool();
                 }
-                if found.limit_bytes < self.sink.tuning().batch_bytes {
+                if found.limit_bytes.max(1) < self.sink.tuning().batch_bytes {
                     return Err(Trouble::BatchTooLarge(found.limit_bytes));
                 }
                 self.standing = None;
