@@ -138,30 +138,28 @@ fn kept(weighed: &str, budget: &str) -> String {
 
 /// How far the WAL is on disk.
 pub fn flushed() -> String {
-    format!(
-        "select case when not pg_is_in_recovery() then pg_current_wal_flush_lsn()::text end as flushed, {PID} as pid, {TIMELINE} as timeline"
-    )
+    look("case when not pg_is_in_recovery() then pg_current_wal_flush_lsn()::text end as flushed")
 }
 
 /// The last id that there is: no id of a window that was opened before lies beyond it. Once per large window.
 pub fn newest() -> String {
-    look("(select max(id) from outbox.events)")
+    look("(select max(id) from outbox.events) as id")
 }
 
 /// No id of the window from `$1` to `$2` lies beyond this one; for a window that an earlier session has opened. It reads what opening the
 /// window has read: by the primary key it would walk all that was written since.
 pub fn upto() -> String {
     let ids = ids("pg_snapshot_xmax($2::text::pg_snapshot)", "pg_snapshot_xip($1::text::pg_snapshot) as late(x)");
-    look(&format!("(select max(id) from ({ids}) i)"))
+    look(&format!("(select max(id) from ({ids}) i) as id"))
 }
 
 /// The first id beyond `$1`: ids can have gaps of any size.
 pub fn beyond() -> String {
-    look("(select min(id) from outbox.events where id > $1)")
+    look("(select min(id) from outbox.events where id > $1) as id")
 }
 
-fn look(id: &str) -> String {
-    format!("select {id} as id, {PID} as pid, {TIMELINE} as timeline")
+fn look(column: &str) -> String {
+    format!("select {column}, {PID} as pid, {TIMELINE} as timeline")
 }
 
 /// What a reading statement says beside its events.
