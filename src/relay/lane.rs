@@ -428,7 +428,7 @@ impl Lane {
     fn learn_from(&mut self, trouble: &Trouble) {
         match verdict::judge(trouble).next {
             Next::Again | Next::Carefully => {}
-            Next::Smaller(bytes) => self.batch_bytes = bytes.max(1), // librdkafka takes no 0; each event is then too large
+            Next::Smaller(bytes) => self.batch_bytes = bytes,
             Next::Normally => {
                 self.careful_events = 0;
                 if std::mem::take(&mut self.suspects_batch) {

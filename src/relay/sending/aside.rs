@@ -175,8 +175,9 @@ impl Sender<'_> {
                     changes::partitions_changed(self.desk.outbox(), &topic);
                     self.warmth.cool();
                 }
-                if found.limit_bytes.max(1) < self.sink.tuning().batch_bytes {
-                    return Err(Trouble::BatchTooLarge(found.limit_bytes));
+                let largest_batch = found.limit_bytes.max(1); // librdkafka takes no 0; each event is then too large
+                if largest_batch < self.sink.tuning().batch_bytes {
+                    return Err(Trouble::BatchTooLarge(largest_batch));
                 }
                 self.standing = None;
                 let is_doubtful = self.unsettled_for().is_some_and(|time| time > self.sink.tuning().socket_timeout);
